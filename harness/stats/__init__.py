@@ -1,0 +1,52 @@
+"""Statistics of a benchmark: intervals, paired tests and corrections.
+
+`summarise` turns long outcomes (by seed, item and decode) into the table of results. Beneath it:
+`estimate` (two-way interval), `difference` (paired, to a reference), `holm` and
+`benjamini_hochberg`, `bootstrap` (crossed, the second method). Undefined numbers are nan, never 0.
+"""
+
+from harness.stats.bootstrap import Bootstrap, bootstrap, replicate
+from harness.stats.interval import Estimate, MeanSquares, Spread, estimate, mean_squares, wilson
+from harness.stats.multiple import benjamini_hochberg, holm
+from harness.stats.outcome import COLUMNS, Grid, Outcome, pivot
+from harness.stats.paired import (
+    Difference,
+    Verdict,
+    common_seeds,
+    difference,
+    improvement,
+    mcnemar,
+    sign_flip,
+)
+from harness.stats.power import detectable, seeds_needed
+from harness.stats.summary import MEAN, SUMMARY_COLUMNS, summarise
+
+__all__ = [
+    "COLUMNS",
+    "MEAN",
+    "SUMMARY_COLUMNS",
+    "Bootstrap",
+    "Difference",
+    "Estimate",
+    "Grid",
+    "MeanSquares",
+    "Outcome",
+    "Spread",
+    "Verdict",
+    "benjamini_hochberg",
+    "bootstrap",
+    "common_seeds",
+    "detectable",
+    "difference",
+    "estimate",
+    "holm",
+    "improvement",
+    "mcnemar",
+    "mean_squares",
+    "pivot",
+    "replicate",
+    "seeds_needed",
+    "sign_flip",
+    "summarise",
+    "wilson",
+]
