@@ -1,0 +1,129 @@
+"""Drop what does not help right answers, or what helps wrong ones.
+
+Our reconstruction of "Influence Functions for Efficient Data Selection in Reasoning" (2510.06108).
+At the model fine-tuned on the whole pool, s_C(d) is the mean influence of example d on the queries
+that fine-tuning put right (C), s_I(d) on those that it spoiled (I); r_C and r_I are the mean over
+queries of d's rank among all examples, because raw influence has long tails. High s_C is good, high
+s_I is bad. Influence grows with response length, and C and I may hold a handful of queries: read
+this row beside `length` and a length-matched `random`.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from harness import Context, Pool, Scores, ScoreSelector
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MISSING = {
+    "C": "no query was answered wrong before and right after fine-tuning (C is empty)",
+    "I": "no query was answered right before and wrong after fine-tuning (I is empty)",
+}
+
+
+@dataclass(frozen=True)
+class Influence(ScoreSelector):
+    """Scores an example by how late it is dropped.
+
+    correct: drop {low s_C} and {low r_C} at once, one common quantile widened until the drop budget
+    is filled; that is the order of max(rank of s_C, rank of r_C), smallest first. incorrect: the
+    same with high s_I and high r_I. combined: both orders take turns (correct first), each dropping
+    its next example that is still there, so each fills half of the drop budget; with
+    `mix = "rank"` examples go by the smaller of their two places. Equal places go by the sum of the
+    two ranks, then by the rank of s, then the later one in the pool is dropped first.
+
+    `curvature`, `fisher`, `damping`, `layers`, `loss`: see CurvatureOptions. `aggregate`: s is the
+    mean or the sum over queries. `completion`: for C the model's own right answer or the reference
+    one. `max_queries`: at most so many queries per side for the ranks, drawn with `query_seed`.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("influence",)
+
+    strategy: Literal["correct", "incorrect", "combined"] = "combined"
+    mix: Literal["half", "rank"] = "half"
+    curvature: Literal["ekfac", "identity"] = "ekfac"
+    fisher: Literal["true", "empirical"] = "true"
+    damping: float = 0.1
+    layers: Literal["attention+mlp", "attention", "mlp", "all"] = "attention+mlp"
+    loss: Literal["mean", "sum"] = "mean"
+    aggregate: Literal["mean", "sum"] = "mean"
+    completion: Literal["own", "reference"] = "own"
+    max_queries: int | None = 64
+    query_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.damping >= 0:
+            raise ValueError(f"damping is {self.damping}; expected at least 0")
+
+    def score(self, pool: Pool, context: Context) -> Scores:
+        """Place in the order of dropping: 0 is dropped first, n - 1 is kept longest."""
+        table = context.influence(
+            kind=self.curvature,
+            fisher=self.fisher,
+            damping=self.damping,
+            layers=self.layers,
+            loss=self.loss,
+            aggregate=self.aggregate,
+            completion=self.completion,
+            max_queries=self.max_queries,
+            query_seed=self.query_seed,
+        )
+        names = [name for name in ("s_C", "s_I", "r_C", "r_I") if name in table]
+        context.record(**{name: table[name].to_numpy() for name in names})
+        if self.strategy == "correct":
+            order = _order(table, "C", 1.0)
+        elif self.strategy == "incorrect":
+            order = _order(table, "I", -1.0)
+        else:
+            order = _mixed(_order(table, "C", 1.0), _order(table, "I", -1.0), self.mix)
+        return _places(order).astype(np.float64)
+
+
+def _order(table: "pd.DataFrame", side: str, sign: float) -> npt.NDArray[np.int64]:
+    """Positions in the order in which one side drops them; `sign` makes low mean bad."""
+    if f"s_{side}" not in table:
+        raise ValueError(f"influence: {MISSING[side]}; expected at least one such query")
+    s = _ranks(sign * table[f"s_{side}"].to_numpy(np.float64))
+    r = _ranks(sign * table[f"r_{side}"].to_numpy(np.float64))
+    later_first = -np.arange(len(s))
+    order: npt.NDArray[np.int64] = np.lexsort((later_first, s, s + r, np.maximum(s, r)))
+    return order
+
+
+def _ranks(values: Scores) -> Scores:
+    """Ranks from 1, smallest value first; equal values share the mean of their ranks."""
+    ordered = np.sort(values)
+    left, right = (
+        np.searchsorted(ordered, values, "left"),
+        np.searchsorted(ordered, values, "right"),
+    )
+    ranks: Scores = (left + right + 1) / 2
+    return ranks
+
+
+def _places(order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    places = np.empty(len(order), dtype=np.int64)
+    places[order] = np.arange(len(order))
+    return places
+
+
+def _mixed(
+    correct: npt.NDArray[np.int64], incorrect: npt.NDArray[np.int64], mix: str
+) -> npt.NDArray[np.int64]:
+    if mix == "rank":
+        first, second = _places(correct), _places(incorrect)
+        later_first = -np.arange(len(correct))
+        keys = (later_first, first + second, np.minimum(first, second))
+        order: npt.NDArray[np.int64] = np.lexsort(keys)
+        return order
+    # Each side is asked in turn for its next example that is still there.
+    dropped: dict[int, None] = {}
+    turns = iter(correct.tolist()), iter(incorrect.tolist())
+    while len(dropped) < len(correct):
+        upcoming = next(p for p in turns[len(dropped) % 2] if p not in dropped)
+        dropped[upcoming] = None
+    return np.array(list(dropped), dtype=np.int64)

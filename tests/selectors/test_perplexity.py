@@ -1,0 +1,43 @@
+"""Perplexity: the mean over response tokens, and the five bands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.plugins import build
+
+# Means 4, 1, 6, 2, 5, 3: example 2 is the most surprising, example 1 the least.
+LOSSES = [[4.0], [0.5, 1.5], [6.0, 6.0, 6.0], [1.0, 3.0], [5.0], [2.0, 4.0]]
+
+
+@pytest.mark.parametrize(
+    ("band", "expected"),
+    [
+        ("top", [2, 4, 0, 5, 3, 1]),
+        ("bottom", [1, 3, 5, 0, 4, 2]),
+        ("lowest", [1, 3, 5, 0, 4, 2]),
+        ("middle", [5, 0, 3, 4, 1, 2]),  # 3 before 4, then 2 before 5, then 1 before 6
+        ("from-third", [4, 0, 5, 3, 1, 2]),  # int(0.33 * 6) = 1: the second highest comes first
+    ],
+)
+def test_bands(
+    make_pool: Any, make_context: Any, fake_features: Any, band: str, expected: list[int]
+) -> None:
+    pool = make_pool([len(row) for row in LOSSES])
+    selector = build("perplexity", {"band": band})
+    context = make_context(selector, features=fake_features(losses=LOSSES))
+    for budget in range(1, 7):
+        assert selector.select(pool, budget, context).tolist() == expected[:budget]
+    assert context.recorded["nll"].tolist() == [4, 1, 6, 2, 5, 3]
+
+
+def test_middle_is_the_central_band_by_quantile(
+    make_pool: Any, make_context: Any, fake_features: Any
+) -> None:
+    losses = [[float(i * i)] for i in range(101)]
+    selector = build("perplexity", {})
+    context = make_context(selector, features=fake_features(losses=losses))
+    chosen = selector.select(make_pool([1] * 101), 51, context)
+    assert sorted(chosen.tolist()) == list(range(25, 76))
