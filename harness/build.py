@@ -1,0 +1,449 @@
+"""How each kind of stage is made: the only module that runs models, in worker processes.
+
+Every builder gets a fresh folder, writes its files there and returns facts worth keeping; the
+store does the rest. A job is one stage, or all tasks of one checkpoint, which share an engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.config import DataConfig, PoolConfig
+from harness.executors import Report
+from harness.pool import Pool
+from harness.selector import Progress, Selector, best, check_positions, check_scores
+from harness.signals import Signals, model_folder
+from harness.stage import Stage
+from harness.store import LOG, Store
+from harness.subset import budget_of, read_scores, write_scores, write_subset
+
+HIDDEN = "hidden.parquet"
+"""Columns of the testbed that selectors must not see."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Stages that one worker makes in one go, and what it needs to know for that."""
+
+    stages: tuple[Stage, ...]
+    store: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    verbose: bool = False
+
+    @property
+    def label(self) -> str:
+        """For the live view."""
+        first = self.stages[0]
+        if first.kind == "samples":
+            return "evaluate" + first.label.partition(" of")[2]
+        return first.label
+
+
+def run_job(job: Job, report: Report) -> dict[str, Any]:
+    """Make every stage of `job`; called inside a worker."""
+    store = Store(Path(job.store))
+    first = job.stages[0]
+    keep = store.failure_folder(first.kind, first.key)
+    keep.mkdir(parents=True, exist_ok=True)
+    progress = reporting(report)
+    try:
+        with captured(keep / LOG, job.verbose):
+            try:
+                _make_all(job, store, progress)
+            except Exception:
+                traceback.print_exc()
+                raise
+    except Exception as error:
+        described = {"message": f"{type(error).__name__}: {error}"}
+        (keep / "error.json").write_text(json.dumps(described) + "\n")
+        raise
+    final = store.folder(first.kind, first.key)
+    if (keep / LOG).exists():
+        os.replace(keep / LOG, final / LOG)
+    for leftover in keep.glob("*"):
+        leftover.unlink(missing_ok=True)
+    keep.rmdir()
+    return {}
+
+
+def _make_all(job: Job, store: Store, progress: Progress) -> None:
+    if job.stages[0].kind == "samples":
+        Evaluation(job, store, progress).run()
+        return
+    for stage in job.stages:
+        builder = Builder(stage, store, progress, lambda: job.provenance)
+        store.make(stage.kind, stage.key, stage.recipe, builder.build, lambda: job.provenance)
+
+
+def reporting(report: Report) -> Progress:
+    """A progress that tells the parent process."""
+
+    def progress(
+        iterable: Iterable[Any], description: str = "", total: int | None = None
+    ) -> Iterator[Any]:
+        if total is None and hasattr(iterable, "__len__"):
+            total = len(iterable)  # type: ignore[arg-type]
+        report(description, 0, total)
+        for done, entry in enumerate(iterable, 1):
+            yield entry
+            report(description, done, total)
+
+    return progress
+
+
+@contextlib.contextmanager
+def captured(path: Path, verbose: bool) -> Iterator[None]:
+    """Send everything that this process prints, C libraries included, to `path`."""
+    if verbose:
+        yield
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with path.open("wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for old, number in zip(saved, (1, 2), strict=True):
+                os.dup2(old, number)
+                os.close(old)
+
+
+def device() -> str:
+    """Where models run."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def seed_for(*parts: Any) -> np.random.SeedSequence:
+    """A seed sequence that depends on all `parts` and on nothing else."""
+    text = json.dumps(parts)
+    return np.random.SeedSequence(int(hashlib.sha256(text.encode()).hexdigest()[:32], 16))
+
+
+@dataclass
+class Builder:
+    """Makes one stage."""
+
+    stage: Stage
+    store: Store
+    progress: Progress
+    provenance: Callable[[], Mapping[str, Any]]
+
+    def build(self, work: Path) -> dict[str, Any]:
+        """Write the stage's files into `work`; return facts."""
+        import torch
+
+        torch.set_num_threads(self._threads())
+        builders: dict[str, Callable[[Path], dict[str, Any]]] = {
+            "tokenizer": self._tokenizer,
+            "base": self._base,
+            "pool": self._pool,
+            "queryset": self._queryset,
+            "items": self._items,
+            "proof": self._proof,
+            "answers": self._answers,
+            "scores": self._scores,
+            "subset": self._subset,
+            "checkpoint": self._checkpoint,
+        }
+        return builders[self.stage.kind](work)
+
+    def _threads(self) -> int:
+        recipe = self.stage.inputs.get("recipe") or self.stage.inputs.get("spec") or {}
+        return int(recipe.get("threads", 1))
+
+    def _parent(self, role: str) -> Path:
+        return model_folder(self.stage.parents[role], self.store)
+
+    def _autotokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self._parent("tokenizer"))
+
+    def _tokenizer(self, work: Path) -> dict[str, Any]:
+        from harness import testbed
+
+        testbed.build_tokenizer(work)
+        return {}
+
+    def _base(self, work: Path) -> dict[str, Any]:
+        from harness import testbed
+
+        spec = testbed.BaseSpec(**self.stage.inputs["spec"])
+        log = testbed.train_base(spec, work, self.progress)
+        return {name: log[name] for name in ("parameters", "final_loss")}
+
+    def _pool(self, work: Path) -> dict[str, Any]:
+        from harness import testbed
+
+        inputs = dict(self.stage.inputs)
+        name, max_tokens = inputs.pop("testbed", None), inputs.pop("max_tokens")
+        if name is None:
+            return self._data(work, inputs, max_tokens, PoolConfig)
+        spec = testbed.PoolSpec(inputs.get("size", 1000), inputs["errors"], inputs["seed"])
+        rows = testbed.make_pool(spec)
+        self._hide(work, rows)
+        return self._testbed(work, rows, max_tokens)
+
+    def _queryset(self, work: Path) -> dict[str, Any]:
+        from harness import testbed
+
+        inputs = dict(self.stage.inputs)
+        name, max_tokens = inputs.pop("testbed", None), inputs.pop("max_tokens")
+        if name is None:
+            return self._data(work, inputs, max_tokens, DataConfig)
+        rows = testbed.make_queries(inputs.get("size", 300), inputs["seed"])
+        return self._testbed(work, rows, max_tokens)
+
+    def _hide(self, work: Path, rows: list[dict[str, Any]]) -> None:
+        import pandas as pd
+
+        hidden = [{"id": r["id"], "quality": r.pop("quality"), "steps": r["steps"]} for r in rows]
+        pd.DataFrame(hidden).to_parquet(work / HIDDEN, index=False)
+
+    def _testbed(self, work: Path, rows: list[Any], max_tokens: int) -> dict[str, Any]:
+        from harness.dataset import Report as Checked
+        from harness.dataset import tokenise
+
+        config = DataConfig(dataset="testbed:", id="id", answer="answer", template="{prompt}")
+        report = Checked("testbed", rows=len(rows))
+        tokenise(rows, config, self._autotokenizer(), max_tokens, report).save(work)
+        return {"report": report.as_dict()}
+
+    def _data(
+        self, work: Path, inputs: dict[str, Any], max_tokens: int, kind: type[DataConfig]
+    ) -> dict[str, Any]:
+        from harness.dataset import read, tokenise
+
+        path = Path(self.stage.where["path"]) if "path" in self.stage.where else None
+        inputs.pop("file", None)
+        dataset = inputs.pop("dataset", None) or str(path)
+        config = kind.model_validate({**inputs, "dataset": dataset})
+        rows, report = read(config, path)
+        invalid = getattr(config, "invalid", "refuse")
+        pool = tokenise(rows, config, self._autotokenizer(), max_tokens, report, invalid)
+        if config.size is not None and config.size < len(pool):
+            rng = np.random.default_rng([config.seed, len(pool)])
+            pool = pool.take(np.sort(rng.permutation(len(pool))[: config.size]))
+        pool.save(work)
+        return {"report": report.as_dict(), "text": str(report)}
+
+    def _items(self, work: Path) -> dict[str, Any]:
+        from harness import testbed
+        from harness.dataset import read_items
+
+        inputs = self.stage.inputs
+        if "testbed" in inputs:
+            rows = testbed.make_task(inputs["testbed"], inputs["items"], inputs["seed"])
+            rows = [{name: row[name] for name in ("id", "prompt", "answer")} for row in rows]
+        else:
+            rows = read_items(Path(self.stage.where["path"]), inputs, self._autotokenizer())
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        (work / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return {"items": len(rows)}
+
+    def _proof(self, work: Path) -> dict[str, Any]:
+        from harness import testbed
+
+        def rows(stage: Stage) -> list[dict[str, Any]]:
+            folder = self.store.folder(stage.kind, stage.key)
+            if stage.kind == "items":
+                text = (folder / "items.jsonl").read_text(encoding="utf-8")
+                return [json.loads(line) for line in text.splitlines()]
+            pool = Pool.load(folder)
+            prompts = pool.column("prompt")
+            return [{"id": i, "prompt": p} for i, p in zip(pool.ids, prompts, strict=True)]
+
+        parents = self.stage.parents
+        tasks = {
+            role.removeprefix("items:"): rows(parent)
+            for role, parent in parents.items()
+            if role.startswith("items:")
+        }
+        queries = rows(parents["queryset"]) if "queryset" in parents else []
+        pool = rows(parents["pool"])
+        testbed.check_disjoint(pool, queries, tasks)
+        counts = {"pool": len(pool), "queries": len(queries)}
+        counts |= {name: len(items) for name, items in tasks.items()}
+        (work / "counts.json").write_text(json.dumps(counts) + "\n")
+        return {"problems": counts}
+
+    def _answers(self, work: Path) -> dict[str, Any]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from harness.evaluate import Decoding, Engine
+        from harness.grade import is_correct
+
+        queries = Pool.load(self._parent("queryset"))
+        prompts = [queries.prompt_ids(i).tolist() for i in range(len(queries))]
+        limit = int(self.stage.inputs["max_tokens"])
+        length = max(len(p) for p in prompts) + limit
+        with Engine(self._parent("model"), self.stage.inputs["engine"]["name"], length) as engine:
+            completions = engine.generate(prompts, Decoding(max_tokens=limit))
+        first = [row[0] for row in completions]
+        correct = [
+            answer is not None and is_correct(completion.text, answer)
+            for completion, answer in zip(first, queries.column("answer"), strict=True)
+        ]
+        table = {
+            "id": pa.array(queries.ids),
+            "response": pa.array([c.text for c in first]),
+            "ids": pa.array([list(c.ids) for c in first], pa.list_(pa.int32())),
+            "correct": pa.array(correct, pa.bool_()),
+        }
+        pq.write_table(pa.table(table), work / "answers.parquet", compression="zstd")
+        return {"accuracy": float(np.mean(correct)), "queries": len(queries)}
+
+    def _selection(self) -> tuple[Selector, Pool, Signals, Any]:
+        from harness import plugins
+
+        inputs = self.stage.inputs
+        selector = plugins.build(inputs["selector"], dict(inputs["params"]))
+        if plugins.code_hash(inputs["selector"]) != inputs["code"]:
+            raise RuntimeError(
+                f"selector {inputs['selector']!r} was edited during the run; "
+                "expected unchanged code: start the run again"
+            )
+        pool = Pool.load(self._parent("pool"))
+        signals = Signals(self.stage, self.store, pool, device(), self.progress, self.provenance)
+        rng = None
+        if selector.stochastic:
+            rng = np.random.default_rng(seed_for("select", inputs["row"], inputs["seed"]))
+        return selector, pool, signals, signals.context(selector, rng)
+
+    def _scores(self, work: Path) -> dict[str, Any]:
+        selector, pool, signals, context = self._selection()
+        scores = check_scores(selector.score(pool, context), pool, self.stage.label)  # type: ignore[attr-defined]
+        write_scores(work, pool, {"score": scores, **context.recorded})
+        return {"shared": signals.shared, "waited": signals.waited}
+
+    def _subset(self, work: Path) -> dict[str, Any]:
+        inputs = self.stage.inputs
+        pool = Pool.load(self._parent("pool"))
+        budget = budget_of(inputs["fraction"], len(pool))
+        facts: dict[str, Any] = {}
+        if "scores" in self.stage.parents:
+            columns = read_scores(self._parent("scores"))
+            where = {name: i for i, name in enumerate(columns["id"])}
+            scores = np.array([columns["score"][where[name]] for name in pool.ids])
+            positions = best(scores, budget)
+        elif "control" in inputs:
+            positions = self._controlled(pool, budget)
+        else:
+            selector, pool, signals, context = self._selection()
+            positions = selector.select(pool, budget, context)
+            if context.recorded:
+                write_scores(work, pool, context.recorded)
+            facts = {"shared": signals.shared, "waited": signals.waited}
+        positions = check_positions(positions, pool, budget, self.stage.label)
+        write_subset(work, pool, positions)
+        return {"examples": budget, **facts}
+
+    def _controlled(self, pool: Pool, budget: int) -> Any:
+        from harness import testbed
+
+        control = self.stage.inputs["control"]
+        if control == "full":
+            return np.arange(budget)
+        import pandas as pd
+
+        hidden = pd.read_parquet(self._parent("pool") / HIDDEN).set_index("id")["quality"]
+        quality = [hidden[name] for name in pool.ids]
+        rng = np.random.default_rng(seed_for("select", control, self.stage.inputs["seed"]))
+        order = testbed.oracle_order if control == "oracle" else testbed.anti_oracle_order
+        return order(quality, rng)[:budget]
+
+    def _checkpoint(self, work: Path) -> dict[str, Any]:
+        from harness.subset import read_subset
+        from harness.train import Recipe, train
+
+        pool = Pool.load(self._parent("pool"))
+        subset = pool.take_ids(read_subset(self._parent("subset")))
+        recipe = Recipe(**self.stage.inputs["recipe"])
+        seed = seed_for("train", self.stage.inputs["seed"])
+        log = train(self._parent("model"), subset, recipe, seed, work, self.progress)
+        # The curve and the times are for people; they must not make two equal runs differ.
+        (work / "train_log.json").unlink()
+        return {
+            "train": {
+                "steps": log.steps,
+                "examples": log.examples,
+                "tokens": log.tokens,
+                "trainable_tokens": log.trainable_tokens,
+                "truncated": log.truncated,
+                "final_loss": log.final_loss,
+                "losses": list(log.losses),
+            },
+        }
+
+
+class Evaluation:
+    """All missing tasks of one checkpoint, on one engine."""
+
+    def __init__(self, job: Job, store: Store, progress: Progress) -> None:
+        self.job = job
+        self.store = store
+        self.progress = progress
+
+    def run(self) -> None:
+        """Make each task's samples; the engine's start is part of the first one's time."""
+        from harness.evaluate import Engine
+
+        first = self.job.stages[0]
+        tasks = [stage for stage in self.job.stages if not self.store.has(stage.kind, stage.key)]
+        if not tasks:
+            return
+        longest = max(int(stage.inputs["max_tokens"]) for stage in tasks)
+        longest += max(self._longest_prompt(stage) for stage in tasks)
+        start = time.perf_counter()
+        model = model_folder(first.parents["model"], self.store)
+        name, threads = first.inputs["engine"]["name"], first.inputs["threads"]
+        engine = Engine(model, name, longest, threads=threads, verbose=self.job.verbose)
+        with engine:
+            started = time.perf_counter() - start
+            for number, stage in enumerate(self.progress(tasks, "tasks", len(tasks))):
+                extra = started if number == 0 else 0.0
+                build = partial(self._task, engine, stage, extra)
+                self.store.make(
+                    stage.kind, stage.key, stage.recipe, build, lambda: self.job.provenance
+                )
+
+    def _longest_prompt(self, stage: Stage) -> int:
+        # A token is at least one byte, except for the few that a tokenizer adds by itself.
+        items = self.store.folder("items", stage.parents["items"].key) / "items.jsonl"
+        lines = items.read_text(encoding="utf-8").splitlines()
+        return max(len(json.loads(line)["prompt"].encode()) for line in lines) + 8
+
+    def _task(self, engine: Any, stage: Stage, extra: float, work: Path) -> dict[str, Any]:
+        from harness.evaluate import Decoding, Task
+
+        data = self.store.folder("items", stage.parents["items"].key) / "items.jsonl"
+        decoding = Decoding(
+            max_tokens=stage.inputs["max_tokens"],
+            decodes=stage.inputs["decodes"],
+            temperature=stage.inputs["temperature"],
+            seed=stage.inputs.get("seed", 0),
+        )
+        samples = engine.evaluate([Task(stage.inputs["task"], data)], decoding)
+        samples.to_parquet(work / "samples.parquet", index=False)
+        return {"accuracy": float(samples["correct"].mean()), "engine_seconds": extra}

@@ -1,0 +1,143 @@
+"""What a run will cost before it runs: cells, jobs, time, memory and disk."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from harness.executors import available_cores
+from harness.plan import Cell, Plan
+from harness.run import Run, has_gpu, outcome_stages
+from harness.stage import EXTERNAL, Stage
+from harness.store import META, Store
+from harness.view import TYPICAL_OTHER, TYPICAL_SECONDS, clock
+
+COLUMNS = ("arm", "row", "fraction", "seeds", "stored", "needs")
+SAMPLED = 20
+"""Stored artefacts of a kind that its mean time is taken from."""
+TRAINING_BYTES = 16
+"""Per parameter: float32 weights, gradients and two AdamW moments."""
+
+
+def forecast(plan: Plan, store: Store) -> dict[str, Any]:
+    """Rows of the plan with what is stored, and notes on time, memory and disk."""
+    run = Run(plan, store, Path("results") / plan.experiment.name)
+    jobs = run.jobs()
+    seconds = _seconds(store)
+    kinds = Counter(job.stages[0].kind for job in jobs)
+    work = sum(seconds.get(kind, TYPICAL_OTHER) * count for kind, count in kinds.items())
+    left = work / run.workers
+    measured = sorted(kind for kind in kinds if kind in _measured(store))
+    done = sum(_stored(cell, store) for cell in plan.cells)
+    notes = [
+        f"{len(plan.cells)} cells, {done} stored; {len(jobs)} jobs to run: "
+        + (", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())) or "none"),
+        f"About {clock(left)} min on {run.workers} workers ({available_cores()} cores"
+        + (", GPU" if has_gpu() else "")
+        + "); "
+        + (f"times measured here for: {', '.join(measured)}" if measured else "first guess only"),
+        *_size_notes(plan, store, kinds["checkpoint"]),
+    ]
+    return {
+        "experiment": plan.experiment.name,
+        "cells": len(plan.cells),
+        "stored": done,
+        "jobs": dict(kinds),
+        "seconds_left": left,
+        "engine": dict(plan.engine),
+        "rows": _rows(plan, store),
+        "notes": notes,
+    }
+
+
+def _rows(plan: Plan, store: Store) -> list[dict[str, Any]]:
+    groups: dict[tuple[str, str, float], list[Cell]] = {}
+    for cell in plan.cells:
+        groups.setdefault((cell.arm, cell.row.row, cell.fraction), []).append(cell)
+    return [
+        {
+            "arm": arm,
+            "row": row,
+            "fraction": fraction,
+            "seeds": len(cells),
+            "stored": f"{sum(_stored(cell, store) for cell in cells)}/{len(cells)}",
+            "needs": _needs(cells[0]),
+        }
+        for (arm, row, fraction), cells in groups.items()
+    ]
+
+
+def _needs(cell: Cell) -> str:
+    if cell.subset is None:
+        return "-"
+    stage = cell.subset.parents.get("scores", cell.subset)
+    roles = [role for role in stage.parents if role not in ("pool", "scores")]
+    return ", ".join(roles) or "-"
+
+
+def _stored(cell: Cell, store: Store) -> bool:
+    return all(store.has(stage.kind, stage.key) for stage in outcome_stages(cell))
+
+
+def _measured(store: Store) -> dict[str, float]:
+    """Mean seconds of the artefacts in the store, by kind."""
+    found = {}
+    for folder in sorted(store.root.glob("*")):
+        times = []
+        for path in sorted(folder.glob(f"*/{META}"))[:SAMPLED]:
+            meta = json.loads(path.read_text(encoding="utf-8"))
+            times.append(float(meta["seconds"]) + float(meta["info"].get("engine_seconds", 0.0)))
+        if times:
+            found[folder.name] = sum(times) / len(times)
+    return found
+
+
+def _seconds(store: Store) -> dict[str, float]:
+    measured = _measured(store)
+    if "samples" in measured:  # stored per task, run per checkpoint
+        measured["samples"] = max(measured["samples"], TYPICAL_SECONDS["samples"])
+    return {**TYPICAL_SECONDS, **measured}
+
+
+def _size_notes(plan: Plan, store: Store, checkpoints: int) -> list[str]:
+    parameters = _parameters(_base(plan), store)
+    if parameters is None:
+        return ["Memory and disk: known once the base model is in the store or on disk."]
+    lora = plan.experiment.train.method == "lora"
+    memory = parameters * (6 if lora else TRAINING_BYTES) / 2**30
+    disk = checkpoints * parameters * 4 / 2**30
+    place = "GPU memory" if has_gpu() else "memory"
+    return [
+        f"Model of {parameters / 1e6:.2f}M parameters: about {memory:.2g} GiB of {place} for "
+        f"training (activations apart), {disk:.2g} GiB of disk for {checkpoints} checkpoints."
+    ]
+
+
+def _base(plan: Plan) -> Stage:
+    cell = next(cell for cell in plan.cells if cell.row.row == "base")
+    return next(iter(cell.samples.values())).parents["model"]
+
+
+def _parameters(model: Stage, store: Store) -> int | None:
+    if model.kind not in EXTERNAL:
+        made = store.get(model.kind, model.key)
+        return None if made is None else int(made.info["parameters"])
+    folder = model.where.get("path")
+    return None if folder is None else weights_in(Path(folder))
+
+
+def weights_in(folder: Path) -> int | None:
+    """Parameters in a folder's safetensors files, read from their headers; None without any."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                size = 1
+                for extent in tensor["shape"]:
+                    size *= extent
+                total += size
+    return total or None

@@ -1,0 +1,265 @@
+"""From the stored artefacts of a cell to its record and the small files beside it.
+
+Everything here is a function of what the store holds, so a record written after a crash is the
+record that would have been written before it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness import record, testbed
+from harness.build import HIDDEN
+from harness.plan import Cell, Plan
+from harness.stage import EXTERNAL, Stage
+from harness.store import Artefact, Store, digest
+from harness.subset import read_scores, read_subset
+
+
+def artefact(store: Store, stage: Stage) -> Artefact:
+    """The finished artefact behind a stage."""
+    found = store.get(stage.kind, stage.key)
+    if found is None:
+        raise RuntimeError(f"{stage.label} is not in the store")
+    return found
+
+
+def identity(cell: Cell, plan: Plan, protocol: str) -> dict[str, Any]:
+    """The part of a record that says which cell it is about."""
+    return {
+        "schema": record.SCHEMA,
+        "experiment": plan.experiment.name,
+        "protocol": protocol,
+        "arm": cell.arm,
+        "cell": cell.name,
+        "row": cell.row.row,
+        "selector": cell.row.selector,
+        "params": cell.row.params,
+        "fraction": cell.fraction,
+        "seed": cell.seed,
+        "key": cell_key(cell),
+        "parents": parents(cell),
+    }
+
+
+def cell_key(cell: Cell) -> str:
+    """Hash over the keys of a cell's samples."""
+    return digest({task: stage.key for task, stage in cell.samples.items()})
+
+
+def parents(cell: Cell) -> dict[str, Any]:
+    """Keys of the stages behind a cell, by role."""
+    found: dict[str, Any] = {"samples": {task: s.key for task, s in cell.samples.items()}}
+    for stage in next(iter(cell.samples.values())).ancestry():
+        if stage.kind in ("base", "model", "pool", "queryset", "tokenizer"):
+            found[stage.kind] = stage.key
+    if cell.subset is not None and cell.checkpoint is not None:
+        found |= {"subset": cell.subset.key, "checkpoint": cell.checkpoint.key}
+        if "scores" in cell.subset.parents:
+            found["scores"] = cell.subset.parents["scores"].key
+    return found
+
+
+def done(cell: Cell, plan: Plan, protocol: str, store: Store, folder: Path) -> dict[str, Any]:
+    """Write a finished cell's samples and selection into `folder`; return its record."""
+    samples = {task: artefact(store, stage) for task, stage in cell.samples.items()}
+    frames = [pd.read_parquet(a.folder / "samples.parquet") for a in samples.values()]
+    key = cell_key(cell)
+    data = _parquet(pd.concat(frames, ignore_index=True))
+    path = f"samples/{key[:16]}.parquet"
+    record.write_atomic(folder / path, data)
+    first = next(iter(samples.values()))
+    outputs = {"samples": digest({task: a.outputs for task, a in samples.items()})}
+    entry = {
+        **identity(cell, plan, protocol),
+        "status": "done",
+        "error": None,
+        "samples": path,
+        "selection": None,
+        "n_examples": 0,
+        "accuracy": {task: a.info["accuracy"] for task, a in samples.items()},
+        "train": None,
+        "provenance": {**first.meta["provenance"], "created": first.meta["created"]},
+    }
+    seconds = {
+        "eval_seconds": sum(a.seconds + a.info["engine_seconds"] for a in samples.values()),
+        "train_seconds": 0.0,
+        "select_seconds": 0.0,
+        "select_parts": {},
+        "select_flops": 0.0,
+    }
+    if cell.subset is not None and cell.checkpoint is not None:
+        subset, checkpoint = artefact(store, cell.subset), artefact(store, cell.checkpoint)
+        entry["selection"] = write_selection(cell, store, folder)
+        entry["n_examples"] = subset.info["examples"]
+        entry["train"] = {k: v for k, v in checkpoint.info["train"].items() if k != "losses"}
+        outputs |= {"subset": subset.outputs["subset.parquet"]}
+        outputs |= {"checkpoint": checkpoint.outputs["model.safetensors"]}
+        seconds["train_seconds"] = checkpoint.seconds
+        seconds |= selection_cost(cell.subset, store)
+    return {**entry, "outputs": outputs, "costs": seconds}
+
+
+def failed(
+    cell: Cell, plan: Plan, protocol: str, stage: Stage, error: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The record of a cell that cannot be finished because `stage` failed."""
+    return {
+        **identity(cell, plan, protocol),
+        "status": "failed",
+        "error": {"stage": stage.kind, "label": stage.label, **error},
+        "samples": None,
+        "selection": None,
+    }
+
+
+def write_selection(cell: Cell, store: Store, folder: Path) -> str:
+    """Which examples were chosen, and the scores behind it; one file per selection."""
+    assert cell.subset is not None
+    path = f"selections/{cell.subset.key[:16]}.parquet"
+    if (folder / path).exists():
+        return path
+    pool = cell.subset.parents["pool"]
+    ids = pd.read_parquet(artefact(store, pool).folder / "pool.parquet", columns=["id"])["id"]
+    subset = artefact(store, cell.subset)
+    chosen = set(read_subset(subset.folder))
+    scored = cell.subset.parents.get("scores")
+    scores = read_scores(artefact(store, scored).folder if scored else subset.folder)
+    frame = pd.DataFrame({"id": ids, "chosen": [name in chosen for name in ids]})
+    for name, values in scores.items():
+        if name != "id":
+            frame[name] = pd.Series(values, index=scores["id"]).loc[ids].to_numpy()
+    record.write_atomic(folder / path, _parquet(frame))
+    return path
+
+
+def selection_cost(subset: Stage, store: Store) -> dict[str, Any]:
+    """What choosing cost in all, in seconds by part and in FLOPs, whoever paid first."""
+    parts: dict[str, float] = {}
+    chain = [subset, *([subset.parents["scores"]] if "scores" in subset.parents else [])]
+    for stage in chain:
+        made = artefact(store, stage)
+        waited = made.info.get("waited", 0.0)
+        parts["choose"] = parts.get("choose", 0.0) + max(0.0, made.seconds - waited)
+        for name, seconds in made.info.get("shared", {}).items():
+            parts[name] = parts.get(name, 0.0) + seconds
+        for role, parent in stage.parents.items():
+            if role in ("reference", "before", "after"):
+                name = "reference" if role == "reference" else "answers"
+                parts[name] = parts.get(name, 0.0) + artefact(store, parent).seconds
+            elif role.startswith("row:"):
+                parts[role] = selection_cost(parent, store)["select_seconds"]
+    return {
+        "select_seconds": sum(parts.values()),
+        "select_parts": parts,
+        "select_flops": selection_flops(chain, store),
+    }
+
+
+def selection_flops(chain: list[Stage], store: Store) -> float:
+    """Estimated floating-point operations of a selection: 2 per parameter and token forward, 6
+    with the backward pass (counting as in selectors.md's model of cost)."""
+    total = 0.0
+    for stage in chain:
+        made = artefact(store, stage)
+        shared = made.info.get("shared", {})
+        if not shared and "reference" not in stage.parents:
+            continue
+        model = stage.parents.get("model") or stage.parents["reference"].parents["model"]
+        parameters = _parameters(model, store)
+        tokens = _pool_tokens(stage.parents["pool"], store)
+        if "features" in shared:
+            total += 2 * parameters * tokens
+        if "decodes" in shared:
+            total += 2 * parameters * tokens * stage.inputs["params"].get("k", 4)
+        if "influence" in shared:
+            # Two passes of forward and backward to fit, one for the ranks, and forward-mode
+            # scores at about three forward passes.
+            total += (3 * 6 + 3 * 2) * parameters * tokens
+        if "reference" in stage.parents:
+            log = artefact(store, stage.parents["reference"]).info["train"]
+            total += 6 * parameters * log["tokens"]
+    return total
+
+
+def _parameters(model: Stage, store: Store) -> int:
+    if model.kind in EXTERNAL:
+        return 0  # unknown without reading gigabytes
+    return int(artefact(store, model).info["parameters"])
+
+
+def _pool_tokens(pool: Stage, store: Store) -> int:
+    column = pd.read_parquet(artefact(store, pool).folder / "pool.parquet", columns=["input_ids"])
+    return int(column["input_ids"].map(len).sum())
+
+
+def write_pools(plan: Plan, store: Store, folder: Path) -> None:
+    """Id, hidden class, length and steps of every pool example; no texts."""
+    for arm, stage in plan.pools.items():
+        made = store.get(stage.kind, stage.key)
+        if made is None:
+            continue
+        pool = pd.read_parquet(made.folder / "pool.parquet", columns=["id", "labels"])
+        frame = pd.DataFrame({"id": pool["id"]})
+        frame["response_tokens"] = pool["labels"].map(lambda row: int((row != -100).sum()))
+        hidden = made.folder / HIDDEN
+        extra = pd.read_parquet(hidden) if hidden.exists() else frame[["id"]]
+        frame = frame.merge(extra, on="id", how="left", validate="1:1", sort=False)
+        for name in ("quality", "steps"):
+            if name not in frame:
+                frame[name] = None
+        name = "pool.parquet" if arm == "main" else f"pool-{arm}.parquet"
+        frame = frame[["id", "quality", "response_tokens", "steps"]]
+        record.write_atomic(folder / name, _parquet(frame))
+
+
+def facts(plan: Plan, store: Store) -> dict[str, Any]:
+    """What footnotes and provenance need besides the records, by arm."""
+    found: dict[str, Any] = {"engine": dict(plan.engine), "arms": {}}
+    for arm, pool in plan.pools.items():
+        entry: dict[str, Any] = {}
+        if plan.experiment.pool.testbed is not None:
+            entry["correct_classes"] = sorted(testbed.CORRECT)
+        made = store.get(pool.kind, pool.key)
+        if made is not None:
+            entry["pool"] = made.info["report"]
+        stages = plan.queries.get(arm)
+        if stages and all(store.has(stages[w].kind, stages[w].key) for w in ("before", "after")):
+            entry |= _query_facts(stages, store)
+        found["arms"][arm] = entry
+    proofs = [store.get(stage.kind, stage.key) for stage in plan.proofs]
+    found["disjoint"] = [made.info["problems"] for made in proofs if made is not None]
+    return found
+
+
+def _query_facts(stages: Mapping[str, Stage], store: Store) -> dict[str, Any]:
+    right = {}
+    for when in ("before", "after"):
+        path = artefact(store, stages[when]).folder / "answers.parquet"
+        right[when] = pd.read_parquet(path, columns=["correct"])["correct"].to_numpy()
+    return {
+        "n_queries": len(right["before"]),
+        "n_C": int((~right["before"] & right["after"]).sum()),
+        "n_I": int((right["before"] & ~right["after"]).sum()),
+        "query_accuracy_before": float(right["before"].mean()),
+        "query_accuracy_after": float(right["after"].mean()),
+    }
+
+
+def write_facts(plan: Plan, store: Store, folder: Path) -> None:
+    """Write `facts.json` and the pool files."""
+    write_pools(plan, store, folder)
+    text = json.dumps(facts(plan, store), indent=1, sort_keys=True) + "\n"
+    record.write_atomic(folder / "facts.json", text.encode())
+
+
+def _parquet(frame: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False, compression="zstd")
+    return buffer.getvalue()

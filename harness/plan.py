@@ -1,0 +1,359 @@
+"""From an experiment to its cells and the stages behind them; nothing is run here.
+
+A cell is one row at one fraction with one training seed. Cells share stages wherever their inputs
+are the same: all fractions share the scores, all rows the pool, the query set's answers and the
+reference checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import plugins, testbed
+from harness.config import ArmConfig, DataConfig, Experiment, PoolConfig, Row, locate
+from harness.evaluate import engine_version, resolve_engine, task_digest
+from harness.selector import NEEDS, ScoreSelector, Selector
+from harness.stage import Stage
+from harness.store import tree_digest
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One line of work: a row at a fraction with a seed, and the stages that it ends in."""
+
+    arm: str
+    row: Row
+    fraction: float
+    seed: int
+    samples: Mapping[str, Stage]
+    subset: Stage | None
+    checkpoint: Stage | None
+
+    @property
+    def name(self) -> str:
+        """`row@fraction#seed`, led by `arm:` outside the main arm."""
+        prefix = "" if self.arm == "main" else f"{self.arm}:"
+        return f"{prefix}{self.row.row}@{self.fraction:g}#{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of an experiment, and the proofs that its data sets are disjoint."""
+
+    experiment: Experiment
+    file: Path
+    rows: tuple[Row, ...]
+    cells: tuple[Cell, ...]
+    proofs: tuple[Stage, ...]
+    pools: Mapping[str, Stage]
+    queries: Mapping[str, Mapping[str, Stage]]
+    engine: Mapping[str, str]
+
+    def cell(self, name: str) -> Cell:
+        """The cell called `name`; ValueError shows what names look like."""
+        for cell in self.cells:
+            if cell.name == name:
+                return cell
+        examples = ", ".join(cell.name for cell in self.cells[:3])
+        raise ValueError(
+            f"cell {name!r} is not part of {self.experiment.name}; expected for example {examples}"
+        )
+
+
+def make(experiment: Experiment, file: Path) -> Plan:
+    """Lay out every cell of `experiment`, which was read from `file`."""
+    discovered = tuple(plugins.names()) if experiment.discover else ()
+    rows = experiment.rows(discovered)
+    builder = _Builder(experiment, file)
+    cells: list[Cell] = []
+    pools: dict[str, Stage] = {}
+    queries: dict[str, Mapping[str, Stage]] = {}
+    proofs: list[Stage] = []
+    for arm in (ArmConfig(name="main", pool={}), *experiment.arm):
+        layout = _Arm(builder, arm, rows)
+        cells += layout.cells()
+        pools[arm.name] = layout.pool
+        if experiment.query is not None:
+            queries[arm.name] = layout.query_parents()
+        if experiment.pool.testbed is not None:
+            proofs.append(builder.proof(layout.pool, arm.name))
+    engine = {"name": builder.engine, "version": engine_version(builder.engine)}
+    return Plan(experiment, file, rows, tuple(cells), tuple(proofs), pools, queries, engine)
+
+
+class _Builder:
+    """Stages that all arms share."""
+
+    def __init__(self, experiment: Experiment, file: Path) -> None:
+        self.experiment = experiment
+        self.file = file
+        self.engine = resolve_engine(experiment.evaluate.engine)
+        self.base, self.tokenizer = self._model()
+        self.queryset = self._queryset()
+        self.items = {task: self._items(task) for task in experiment.evaluate.tasks}
+
+    def _model(self) -> tuple[Stage, Stage]:
+        model = self.experiment.model
+        if model.base.startswith("testbed:"):
+            name = model.base.removeprefix("testbed:")
+            if name not in testbed.BASES:
+                raise ValueError(
+                    f"{self.file}: model.base = {model.base!r}; "
+                    f"expected one of {[f'testbed:{n}' for n in testbed.BASES]}"
+                )
+            tokenizer = Stage("tokenizer", "tokenizer", {"testbed": "chain"})
+            spec = {**asdict(testbed.BASES[name]), "seed": model.seed}
+            inputs: dict[str, Any] = {"spec": spec}
+            return Stage("base", "base model", inputs, {"tokenizer": tokenizer}), tokenizer
+        folder = Path(model.base)
+        if folder.is_dir():
+            inputs = {"digest": tree_digest(folder)}
+            external = Stage("model", "base model", inputs, where={"path": str(folder.resolve())})
+        elif model.revision is None:
+            raise ValueError(
+                f"{self.file}: model.base = {model.base!r} without revision; expected the hash of "
+                "a commit for a hub model, a local folder, or 'testbed:small'"
+            )
+        else:
+            inputs = {"name": model.base, "revision": model.revision}
+            external = Stage("model", "base model", inputs)
+        return external, external
+
+    def data(self, config: DataConfig) -> tuple[dict[str, Any], dict[str, str]]:
+        """Hashed inputs and unhashed whereabouts of a data set."""
+        values = config.model_dump(exclude={"dataset"}, exclude_none=True)
+        values["max_tokens"] = self.experiment.train.max_tokens
+        if config.testbed is not None:
+            return {"testbed": config.testbed, **values}, {}
+        if not config.local:
+            return {"dataset": config.dataset, **values}, {}
+        path = locate(config.dataset, self.file)
+        return {"file": tree_digest(path), **values}, {"path": str(path.resolve())}
+
+    def _queryset(self) -> Stage | None:
+        if self.experiment.query is None:
+            return None
+        inputs, where = self.data(self.experiment.query)
+        return Stage("queryset", "query set", inputs, {"tokenizer": self.tokenizer}, where)
+
+    def _items(self, task: str) -> Stage:
+        parents = {"tokenizer": self.tokenizer}
+        local = {entry.name: entry for entry in self.experiment.task}
+        if task in local:
+            entry = local[task]
+            path = locate(entry.data, self.file)
+            inputs = entry.model_dump(exclude={"data", "name"}, exclude_none=True)
+            inputs |= {"file": tree_digest(path), "template": self.experiment.pool.template}
+            where = {"path": str(path.resolve())}
+            return Stage("items", f"items of {task}", inputs, parents, where)
+        if task not in testbed.TASKS:
+            known = [*testbed.TASKS, *local]
+            raise ValueError(
+                f"{self.file}: evaluate.tasks holds {task!r}; expected one of {known} "
+                "(a local file becomes a task with a [[task]] table)"
+            )
+        evaluate = self.experiment.evaluate
+        inputs = {"testbed": task, "items": evaluate.items, "seed": evaluate.seed}
+        return Stage("items", f"items of {task}", inputs, parents)
+
+    def proof(self, pool: Stage, arm: str) -> Stage:
+        """That pool, query set and tasks share no problem."""
+        parents = {"pool": pool, **{f"items:{k}": v for k, v in self.items.items()}}
+        if self.queryset is not None:
+            parents["queryset"] = self.queryset
+        return Stage("proof", f"proof that the data sets are disjoint ({arm})", {}, parents)
+
+    def samples(self, model: Stage, seed: int | None, label: str) -> dict[str, Stage]:
+        """One stage per task over `model`, a checkpoint or the base."""
+        evaluate = self.experiment.evaluate
+        decoding: dict[str, Any] = {
+            "decodes": evaluate.decodes,
+            "temperature": evaluate.temperature,
+            "max_tokens": evaluate.max_tokens,
+            "engine": {"name": self.engine, "version": engine_version(self.engine)},
+            "threads": self.experiment.train.threads,
+        }
+        if evaluate.temperature > 0:
+            decoding["seed"] = seed
+        return {
+            task: Stage(
+                "samples",
+                f"{task} of {label}",
+                {"task": task, "yaml": task_digest(task), **decoding},
+                {"model": model, "items": items},
+            )
+            for task, items in self.items.items()
+        }
+
+    def answers(self, model: Stage, label: str) -> Stage:
+        """The query set answered greedily by `model`."""
+        assert self.queryset is not None
+        inputs = {
+            "max_tokens": self.experiment.evaluate.max_tokens,
+            "engine": {"name": self.engine, "version": engine_version(self.engine)},
+        }
+        return Stage(
+            "answers", f"query answers {label}", inputs, {"model": model, "queryset": self.queryset}
+        )
+
+
+class _Arm:
+    """The stages of one variant of the pool."""
+
+    def __init__(self, builder: _Builder, arm: ArmConfig, rows: tuple[Row, ...]) -> None:
+        self.builder = builder
+        self.experiment = builder.experiment
+        self.name = arm.name
+        self.fractions = arm.fractions or self.experiment.grid.fractions
+        self.rows = {row.row: row for row in rows}
+        config = PoolConfig.model_validate({**self.experiment.pool.model_dump(), **arm.pool})
+        inputs, where = builder.data(config)
+        label = "pool" if arm.name == "main" else f"pool of {arm.name}"
+        self.pool = Stage("pool", label, inputs, {"tokenizer": builder.tokenizer}, where)
+        self.selectors: dict[str, Selector] = {
+            row.row: plugins.build(row.selector, row.params)
+            for row in rows
+            if row.selector is not None
+        }
+        self._open: list[str] = []
+
+    def cells(self) -> list[Cell]:
+        """Every cell of this arm, row by row."""
+        seeds = self.experiment.grid.seeds
+        found: list[Cell] = []
+        for row in self.rows.values():
+            if row.row == "base":
+                samples = self.builder.samples(self.builder.base, 0, "base")
+                found.append(Cell(self.name, row, 0.0, 0, samples, None, None))
+                continue
+            for fraction in (1.0,) if row.row == "full" else self.fractions:
+                found += [self._cell(row, fraction, seed) for seed in seeds]
+        return found
+
+    def _cell(self, row: Row, fraction: float, seed: int) -> Cell:
+        subset = self.subset(row.row, fraction, seed)
+        checkpoint = self.checkpoint(subset, seed, f"{row.row}@{fraction:g}#{seed}")
+        label = checkpoint.label.removeprefix("checkpoint of ")
+        samples = self.builder.samples(checkpoint, seed, label)
+        return Cell(self.name, row, fraction, seed, samples, subset, checkpoint)
+
+    def checkpoint(self, subset: Stage, seed: int, label: str) -> Stage:
+        """The base fine-tuned on `subset`."""
+        recipe = self.experiment.train.model_dump(exclude_none=True)
+        parents = {"subset": subset, "model": self.builder.base, "pool": self.pool}
+        prefix = "" if self.name == "main" else f"{self.name}:"
+        return Stage(
+            "checkpoint",
+            f"checkpoint of {prefix}{label}",
+            {"recipe": recipe, "seed": seed},
+            parents,
+        )
+
+    def reference(self) -> Stage:
+        """The base fine-tuned on the whole pool, with the first seed: row `full`'s own."""
+        seed = self.experiment.grid.seeds[0]
+        return self.checkpoint(self.subset("full", 1.0, seed), seed, f"full@1#{seed}")
+
+    def query_parents(self) -> dict[str, Stage]:
+        """The query set, answered before and after."""
+        if self.builder.queryset is None:
+            raise ValueError(
+                f"{self.builder.file}: a selector needs a query set; expected a [query] table"
+            )
+        reference = self.reference()
+        return {
+            "queryset": self.builder.queryset,
+            "before": self.builder.answers(self.builder.base, "before"),
+            "after": self.builder.answers(reference, f"after ({self.name})"),
+            "reference": reference,
+        }
+
+    def subset(self, row: str, fraction: float, seed: int) -> Stage:
+        """The stage that chooses examples for a row."""
+        if row not in self.selectors:
+            return self._control(row, fraction, seed)
+        if row in self._open:
+            raise ValueError(
+                f"{self.builder.file}: rows {[*self._open, row]} ask for each other's subsets"
+            )
+        self._open.append(row)
+        try:
+            return self._selected(row, fraction, seed)
+        finally:
+            self._open.pop()
+
+    def _control(self, row: str, fraction: float, seed: int) -> Stage:
+        if row not in ("full", "oracle", "anti-oracle"):
+            raise ValueError(f"{self.builder.file}: row {row!r} chooses no examples")
+        inputs: dict[str, Any] = {"control": row, "fraction": fraction}
+        if row != "full":
+            inputs["seed"] = seed
+        return Stage("subset", self._label(row, fraction, inputs), inputs, {"pool": self.pool})
+
+    def _label(self, row: str, fraction: float, inputs: Mapping[str, Any]) -> str:
+        prefix = "" if self.name == "main" else f"{self.name}:"
+        seed = f"#{inputs['seed']}" if "seed" in inputs else ""
+        return f"subset of {prefix}{row}@{fraction:g}{seed}"
+
+    def _selected(self, row: str, fraction: float, seed: int) -> Stage:
+        selector, config = self.selectors[row], self.rows[row]
+        assert config.selector is not None
+        inputs: dict[str, Any] = {
+            "selector": config.selector,
+            "params": config.params,
+            "code": plugins.code_hash(config.selector),
+        }
+        if selector.stochastic:
+            inputs |= {"seed": seed, "row": row}
+        parents = {"pool": self.pool, **self._needed(selector, fraction, seed)}
+        if needs_engine(selector):
+            inputs["engine"] = {
+                "name": self.builder.engine,
+                "version": engine_version(self.builder.engine),
+            }
+        group = config.selector if selector.requirements() else None
+        if isinstance(selector, ScoreSelector):
+            label = self._label(row, fraction, inputs).replace("subset", "scores", 1)
+            label = label.replace(f"@{fraction:g}", "")
+            scores = Stage("scores", label, inputs, parents, group=group)
+            cut = {"fraction": fraction}
+            parents = {"pool": self.pool, "scores": scores}
+            return Stage("subset", self._label(row, fraction, inputs), cut, parents)
+        inputs["fraction"] = fraction
+        return Stage("subset", self._label(row, fraction, inputs), inputs, parents, group=group)
+
+    def _needed(self, selector: Selector, fraction: float, seed: int) -> dict[str, Stage]:
+        parents: dict[str, Stage] = {}
+        for need in selector.requirements():
+            if need.startswith("row:"):
+                other = need.removeprefix("row:")
+                if other not in self.rows:
+                    raise ValueError(
+                        f"{self.builder.file}: {type(selector).__name__} asks for the subset of "
+                        f"row {other!r}; expected one of {list(self.rows)}"
+                    )
+                parents[need] = self.subset(other, fraction, seed)
+            elif need == "tokenizer":
+                parents["tokenizer"] = self.builder.tokenizer
+            elif need in ("model", "features", "decodes"):
+                parents["model"] = self.builder.base
+            elif need == "queryset":
+                parents["queryset"] = self.query_parents()["queryset"]
+            elif need in ("queries", "influence"):
+                parents |= self.query_parents()
+            elif need == "reference":
+                parents["reference"] = self.reference()
+            else:
+                raise ValueError(
+                    f"{type(selector).__name__} needs {need!r}; "
+                    f"expected one of {', '.join(NEEDS)} or row:NAME"
+                )
+        return parents
+
+
+def needs_engine(selector: Selector) -> bool:
+    """Whether a selector's own stage decodes, so that its key must hold the engine."""
+    return "decodes" in selector.requirements()

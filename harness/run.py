@@ -1,0 +1,297 @@
+"""Runs what a plan still lacks, in worker processes, and writes a record for every finished cell.
+
+State lives in the store and in records.jsonl only. A run that is stopped or killed is continued by
+the same command; a stage that fails takes the cells behind it with it and stops nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from harness import outcome, record
+from harness.build import Job, run_job
+from harness.executors import Outcome, Workers, available_cores
+from harness.plan import Cell, Plan
+from harness.stage import EXTERNAL, Stage, together
+from harness.store import Store, digest
+from harness.view import View
+
+RETRIES = 1
+"""How often a job is tried again after its worker process died."""
+POLL_SECONDS = 0.25
+
+
+@dataclass
+class Summary:
+    """What a run did."""
+
+    cells: int
+    failed: dict[str, str] = field(default_factory=dict)
+    made: int = 0
+    found: int = 0
+    seconds: float = 0.0
+
+
+def protocol_of(plan: Plan) -> dict[str, Any]:
+    """The resolved experiment, as `protocol.toml` holds it."""
+    dumped = plan.experiment.model_dump(mode="json", exclude_none=True)
+    for name in ("selector", "grid", "discover"):
+        dumped.pop(name, None)
+    grid, evaluate = plan.experiment.grid, plan.experiment.evaluate
+    rows = [row.model_dump(mode="json", exclude_none=True) for row in plan.rows]
+    head = {
+        "name": dumped.pop("name"),
+        "fractions": list(grid.fractions),
+        "seeds": list(grid.seeds),
+        "tasks": list(evaluate.tasks),
+    }
+    return {**head, **dumped, "engine": dict(plan.engine), "rows": rows}
+
+
+def write_protocol(plan: Plan, folder: Path) -> str:
+    """Write `protocol.toml` where it differs; return its hash."""
+    protocol = protocol_of(plan)
+    text = (
+        "# The protocol of this experiment as it was run; written before the first record.\n"
+        + tomli_w.dumps(protocol)
+    ).encode()
+    path = folder / "protocol.toml"
+    if not path.exists() or path.read_bytes() != text:
+        record.write_atomic(path, text)
+    return digest(protocol)
+
+
+class Run:
+    """One call of `cotsieve run`.
+
+    Args:
+        plan: the cells.
+        store: where artefacts are.
+        results: folder of this experiment's records.
+        workers: worker processes; None for one per available core (one on a GPU).
+        only: selector or row names to run, None for all.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        results: Path,
+        *,
+        workers: int | None = None,
+        only: str | None = None,
+        verbose: bool = False,
+        code: Path = Path(__file__).parent.parent,
+    ) -> None:
+        self.plan = plan
+        self.store = store
+        self.results = results
+        self.cells = [cell for cell in plan.cells if chosen(cell, only)]
+        self.gpu = has_gpu()
+        threads = plan.experiment.train.threads
+        self.workers = workers or (1 if self.gpu else max(1, available_cores() // threads))
+        self.verbose = verbose
+        self.provenance = {
+            **record.provenance(code, "cuda" if self.gpu else "cpu", plan.engine),
+            "threads": threads,
+        }
+        self.protocol = ""
+        self.failures: dict[str, tuple[Stage, Mapping[str, Any]]] = {}
+        self.tries: dict[str, int] = {}
+        self.open_cells: list[Cell] = []
+
+    def execute(self, view: View) -> Summary:
+        """Make what is missing; return what happened. KeyboardInterrupt passes through."""
+        start = time.monotonic()
+        self.protocol = write_protocol(self.plan, self.results)
+        jobs = self.jobs()
+        summary = Summary(cells=len(self.cells), made=len(jobs))
+        self.open_cells = list(self.cells)
+        summary.found = len(self.cells) - len([c for c in self.cells if not self._complete(c)])
+        view.begin(self.cells, jobs, self.workers)
+        self._record_finished(view)
+        if jobs:
+            with Workers(
+                min(self.workers, len(jobs)),
+                run_job,
+                threads=self.plan.experiment.train.threads,
+                recycle=self.gpu,
+            ) as workers:
+                self._schedule(jobs, workers, view)
+        for cell in self.open_cells:
+            stage, error = self._cause(cell)
+            summary.failed[cell.name] = str(error["message"])
+            entry = outcome.failed(cell, self.plan, self.protocol, stage, error)
+            record.append(self.results, {**entry, "provenance": self.provenance})
+        outcome.write_facts(self.plan, self.store, self.results)
+        view.end()
+        summary.seconds = time.monotonic() - start
+        return summary
+
+    def jobs(self) -> list[Job]:
+        """Work that is still to be done, most urgent first."""
+        ends = [stage for cell in self.cells for stage in cell.samples.values()]
+        stages = together([*self.plan.proofs, *ends])
+        missing = {
+            key: stage
+            for key, stage in stages.items()
+            if stage.kind not in EXTERNAL and not self.store.has(stage.kind, key)
+        }
+        needed = self._needed(missing, [*self.plan.proofs, *ends])
+        weight = descendants(needed)
+        groups: dict[str, list[Stage]] = {}
+        for key, stage in needed.items():
+            name = stage.parents["model"].key + "-samples" if stage.kind == "samples" else key
+            groups.setdefault(name, []).append(stage)
+        jobs = [
+            Job(tuple(group), str(self.store.root.resolve()), self.provenance, self.verbose)
+            for group in groups.values()
+        ]
+        return sorted(jobs, key=lambda job: -max(weight[s.key] for s in job.stages))
+
+    def _needed(self, missing: dict[str, Stage], ends: list[Stage]) -> dict[str, Stage]:
+        """Missing stages that an end really waits for: not those behind a stored artefact."""
+        needed: dict[str, Stage] = {}
+
+        def visit(stage: Stage) -> None:
+            if stage.key in needed or stage.key not in missing:
+                return
+            for parent in stage.parents.values():
+                visit(parent)
+            needed[stage.key] = stage
+
+        for end in ends:
+            visit(end)
+        # A finished cell's record is made from everything behind it.
+        for cell in self.cells:
+            for stage in outcome_stages(cell):
+                visit(stage)
+        return needed
+
+    def _schedule(self, jobs: list[Job], workers: Workers, view: View) -> None:
+        waiting = list(jobs)
+        while waiting or workers.busy:
+            waiting = self._drop_hopeless(waiting)
+            while workers.idle is not None:
+                job = self._next(waiting, workers)
+                if job is None:
+                    break
+                waiting.remove(job)
+                workers.submit(job)
+            view.update(workers, waiting)
+            if not workers.busy and waiting:
+                raise RuntimeError(f"no job can start; waiting: {[j.label for j in waiting]}")
+            for ended in workers.poll(POLL_SECONDS):
+                self._ended(ended, waiting, view)
+
+    def _next(self, waiting: list[Job], workers: Workers) -> Job | None:
+        busy = {s.group for w in workers.busy for s in w.job.stages if s.group is not None}
+        for job in waiting:
+            if any(stage.group in busy for stage in job.stages):
+                continue
+            if all(self._ready(stage) for stage in job.stages):
+                return job
+        return None
+
+    def _ready(self, stage: Stage) -> bool:
+        return all(
+            parent.kind in EXTERNAL or self.store.has(parent.kind, parent.key)
+            for parent in stage.parents.values()
+        )
+
+    def _drop_hopeless(self, waiting: list[Job]) -> list[Job]:
+        """Jobs without those that stand behind a failed stage."""
+        if not self.failures:
+            return waiting
+        return [
+            job
+            for job in waiting
+            if not any(a.key in self.failures for s in job.stages for a in s.ancestry())
+        ]
+
+    def _ended(self, ended: Outcome, waiting: list[Job], view: View) -> None:
+        job: Job = ended.job
+        first = job.stages[0]
+        if ended.error is None:
+            view.finished(job)
+            self._record_finished(view)
+            return
+        if ended.died and self.tries.get(first.key, 0) < RETRIES:
+            self.tries[first.key] = self.tries.get(first.key, 0) + 1
+            waiting.insert(0, job)
+            view.note(f"{job.label}: {ended.error['message']}; trying once more")
+            return
+        for stage in job.stages:
+            if not self.store.has(stage.kind, stage.key):
+                self.failures[stage.key] = (stage, ended.error)
+        log = self.store.logged(first.kind, first.key)
+        view.note(
+            f"FAILED {job.label}: {ended.error['message']}" + (f" (log: {log})" if log else "")
+        )
+
+    def _complete(self, cell: Cell) -> bool:
+        return all(self.store.has(stage.kind, stage.key) for stage in outcome_stages(cell))
+
+    def _record_finished(self, view: View) -> None:
+        still_open = []
+        for cell in self.open_cells:
+            if not self._complete(cell):
+                still_open.append(cell)
+                continue
+            entry = outcome.done(cell, self.plan, self.protocol, self.store, self.results)
+            record.append(self.results, entry)
+            view.cell_done(cell)
+        self.open_cells = still_open
+
+    def _cause(self, cell: Cell) -> tuple[Stage, Mapping[str, Any]]:
+        for end in cell.samples.values():
+            for stage in end.ancestry():
+                if stage.key in self.failures:
+                    return self.failures[stage.key]
+        raise RuntimeError(f"cell {cell.name} is neither done nor failed")
+
+
+def chosen(cell: Cell, only: str | None) -> bool:
+    """Whether `--only` (`selector=NAME` or `row=NAME`) asks for this cell."""
+    if only is None:
+        return True
+    key, _, value = only.partition("=")
+    if key not in ("selector", "row") or not value:
+        raise ValueError(f"--only {only!r}; expected selector=NAME or row=NAME")
+    return value == (cell.row.selector if key == "selector" else cell.row.row)
+
+
+def outcome_stages(cell: Cell) -> list[Stage]:
+    """Stages that a cell's record is made from."""
+    found = list(cell.samples.values())
+    if cell.subset is not None and cell.checkpoint is not None:
+        found += [cell.subset, cell.checkpoint, cell.subset.parents["pool"]]
+        scores = cell.subset.parents.get("scores")
+        for stage in [cell.subset, *([scores] if scores else [])]:
+            found += [
+                parent for role, parent in stage.parents.items() if parent.kind not in EXTERNAL
+            ]
+    return found
+
+
+def descendants(stages: Mapping[str, Stage]) -> dict[str, int]:
+    """How many of `stages` wait, directly or not, for each of them."""
+    below: dict[str, set[str]] = {key: set() for key in stages}
+    for key, stage in reversed(list(stages.items())):
+        for parent in stage.parents.values():
+            if parent.key in below:
+                below[parent.key] |= {key} | below[key]
+    return {key: len(found) for key, found in below.items()}
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA device is visible; asked without importing torch."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return hidden != "" and Path("/dev/nvidiactl").exists()

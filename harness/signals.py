@@ -1,0 +1,267 @@
+"""What a selector's context offers, built from the store the first time that it is asked for.
+
+Costly signals (losses and states, graded decodes, influence) are artefacts of their own, shared by
+every selector that asks for the same; what each cost is noted, so that a row's price is the price
+of everything its selection needs, whoever happened to pay first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.pool import IGNORED, Pool
+from harness.selector import Context, Progress, Queries, Selector
+from harness.stage import EXTERNAL, Stage
+from harness.store import Artefact, Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel
+
+
+def model_folder(stage: Stage, store: Store) -> Path:
+    """The folder of a model stage; a hub model is fetched into the hub's own cache."""
+    if stage.kind not in EXTERNAL:
+        return store.folder(stage.kind, stage.key)
+    if "path" in stage.where:
+        return Path(stage.where["path"])
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(stage.inputs["name"], revision=stage.inputs["revision"]))
+
+
+def load_model(folder: Path, device: str) -> PreTrainedModel:
+    """A model for gradients and features: float32, eager attention, eval mode."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="float32", attn_implementation="eager"
+    )
+    return model.to(device).eval()
+
+
+def load_queries(parents: Mapping[str, Stage], store: Store) -> Queries:
+    """The query set with its answers before and after fine-tuning."""
+    import pyarrow.parquet as pq
+
+    answers = {}
+    for when in ("before", "after"):
+        stage = parents[when]
+        table = pq.read_table(store.folder(stage.kind, stage.key) / "answers.parquet")
+        answers[when] = table.to_pydict()
+    queryset = parents["queryset"]
+    ids = {when: tuple(np.asarray(t, np.int32) for t in answers[when]["ids"]) for when in answers}
+    return Queries(
+        pool=Pool.load(store.folder(queryset.kind, queryset.key)),
+        before=tuple(answers["before"]["response"]),
+        after=tuple(answers["after"]["response"]),
+        before_ids=ids["before"],
+        after_ids=ids["after"],
+        correct_before=np.asarray(answers["before"]["correct"], dtype=bool),
+        correct_after=np.asarray(answers["after"]["correct"], dtype=bool),
+    )
+
+
+def completed(
+    queries: Queries, positions: npt.NDArray[np.int64], responses: tuple[npt.NDArray[Any], ...]
+) -> Pool:
+    """Queries at `positions` as examples whose response is the given completion."""
+    chosen = [int(p) for p in positions if len(responses[p])]
+    prompts = [queries.pool.prompt_ids(p) for p in chosen]
+    input_ids = [
+        np.concatenate([prompt, responses[p]]).astype(np.int32)
+        for prompt, p in zip(prompts, chosen, strict=True)
+    ]
+    labels = [ids.copy() for ids in input_ids]
+    for label, prompt in zip(labels, prompts, strict=True):
+        label[: len(prompt)] = IGNORED
+    names = tuple(queries.pool.ids[p] for p in chosen)
+    return Pool(names, tuple(input_ids), tuple(labels))
+
+
+@dataclass
+class Signals:
+    """Providers of a context for one selector stage."""
+
+    stage: Stage
+    store: Store
+    pool: Pool
+    device: str
+    progress: Progress
+    provenance: Callable[[], Mapping[str, Any]]
+    shared: dict[str, float] = field(default_factory=dict)
+    waited: float = 0.0
+
+    def context(self, selector: Selector, rng: np.random.Generator | None) -> Context:
+        """The context that `selector` is given."""
+        needs = selector.requirements()
+        providers: dict[str, Callable[[], Any]] = {
+            "model": self.base,
+            "reference": self.reference,
+            "tokenizer": self.tokenizer,
+            "features": self.features,
+            "decodes": lambda: self.decodes,
+            "queryset": self.queryset,
+            "queries": self.queries,
+            "influence": lambda: self.influence,
+        }
+        for need in needs:
+            if need.startswith("row:"):
+                providers[need] = partial(self._chosen, need)
+        return Context(providers, needs=needs, rng=rng, device=self.device, progress=self.progress)
+
+    def base(self) -> PreTrainedModel:
+        """The base model."""
+        return load_model(model_folder(self.stage.parents["model"], self.store), self.device)
+
+    def reference(self) -> PreTrainedModel:
+        """The model fine-tuned on the whole pool."""
+        folder = model_folder(self.stage.parents["reference"], self.store)
+        return load_model(folder, self.device)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer of the pool."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(
+            model_folder(self.stage.parents["tokenizer"], self.store)
+        )
+
+    def queryset(self) -> Pool:
+        """The query problems with reference responses."""
+        stage = self.stage.parents["queryset"]
+        return Pool.load(self.store.folder(stage.kind, stage.key))
+
+    def queries(self) -> Queries:
+        """The answered query set."""
+        return load_queries(self.stage.parents, self.store)
+
+    def _chosen(self, need: str) -> tuple[str, ...]:
+        from harness.subset import read_subset
+
+        other = self.stage.parents[need]
+        return read_subset(self.store.folder(other.kind, other.key))
+
+    def features(self) -> Any:
+        """Losses and states of the base model, kept in the store per pool."""
+        from harness.features import Features
+
+        return Features(
+            self.base(), cache=self._feature, device=self.device, progress=self.progress
+        )
+
+    def _feature(
+        self, name: str, pool: Pool, build: Callable[[], dict[str, npt.NDArray[Any]]]
+    ) -> dict[str, npt.NDArray[Any]]:
+        from safetensors.numpy import load_file, save_file
+
+        def write(folder: Path) -> dict[str, Any]:
+            arrays = {key: np.ascontiguousarray(value) for key, value in build().items()}
+            save_file(arrays, folder / "features.safetensors")
+            return {}
+
+        inputs = {"name": name, "data": pool.fingerprint}
+        parents = {"model": self.stage.parents["model"]}
+        made = self._shared(Stage("features", f"features {name}", inputs, parents), write)
+        arrays: dict[str, npt.NDArray[Any]] = load_file(made.folder / "features.safetensors")
+        return arrays
+
+    def decodes(self, k: int, temperature: float) -> npt.NDArray[np.bool_]:
+        """Sampled answers of the base model to the pool's questions, graded, shape [n, k]."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from harness.evaluate import Decoding, Engine
+        from harness.grade import is_correct
+
+        model, pool = self.stage.parents["model"], self.pool
+        answers = pool.column("answer")
+        missing = [name for name, a in zip(pool.ids, answers, strict=True) if a is None]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} pool examples have no answer that can be graded, the first "
+                f"{missing[0]!r}; expected one for each (column `answer`, or '#### ANSWER' or "
+                "\\boxed{ANSWER} in the response)"
+            )
+
+        def write(folder: Path) -> dict[str, Any]:
+            longest = max(len(ids) for ids in pool.input_ids)
+            decoding = Decoding(max_tokens=longest, decodes=k, temperature=temperature, seed=0)
+            prompts = [pool.prompt_ids(i).tolist() for i in range(len(pool))]
+            folder_in = model_folder(model, self.store)
+            with Engine(folder_in, self.stage.inputs["engine"]["name"], 2 * longest) as engine:
+                completions = engine.generate(prompts, decoding)
+            correct = [
+                [is_correct(c.text, answer) for c in row]
+                for row, answer in zip(completions, answers, strict=True)
+            ]
+            table = pa.table({"id": pool.ids, "correct": correct})
+            pq.write_table(table, folder / "decodes.parquet")
+            tokens = sum(len(c.ids) for row in completions for c in row)
+            return {"tokens": tokens, "solve_rate": float(np.mean(correct))}
+
+        inputs = {"k": k, "temperature": temperature, "engine": dict(self.stage.inputs["engine"])}
+        parents = {"model": model, "pool": self.stage.parents["pool"]}
+        made = self._shared(Stage("decodes", "graded decodes of the pool", inputs, parents), write)
+        rows = pq.read_table(made.folder / "decodes.parquet").column("correct").to_pylist()
+        return np.asarray(rows, dtype=bool)
+
+    def influence(self, **options: Any) -> pd.DataFrame:
+        """Influence of every pool example on C and I, in pool order."""
+        import pandas as pd
+
+        def write(folder: Path) -> dict[str, Any]:
+            frame, facts = self._influence(options)
+            frame.to_parquet(folder / "influence.parquet", index=False)
+            return facts
+
+        roles = ("pool", "queryset", "before", "after", "reference")
+        parents = {role: self.stage.parents[role] for role in roles}
+        made = self._shared(Stage("influence", "influence scores", options, parents), write)
+        return pd.read_parquet(made.folder / "influence.parquet")
+
+    def _influence(self, options: Mapping[str, Any]) -> tuple[pd.DataFrame, dict[str, Any]]:
+        import dataclasses
+
+        from harness.influence import CurvatureOptions, influence_scores
+
+        queries = self.queries()
+        more = dict(options)
+        own = {f.name for f in dataclasses.fields(CurvatureOptions)} & more.keys()
+        curvature = CurvatureOptions(**{name: more.pop(name) for name in own})
+        right = queries.after_ids
+        if more.pop("completion", "own") == "reference":
+            right = tuple(
+                ids[labels != IGNORED]
+                for ids, labels in zip(queries.pool.input_ids, queries.pool.labels, strict=True)
+            )
+        # An empty side has no columns; the selector that wants it says what is missing.
+        correct = completed(queries, queries.C, right)
+        incorrect = completed(queries, queries.I, queries.after_ids)
+        frame = influence_scores(
+            self.reference(),
+            self.pool,
+            correct if len(correct) else None,
+            incorrect if len(incorrect) else None,
+            curvature,
+            progress=self.progress,
+            **more,
+        )
+        facts = dict(frame.attrs)
+        frame.attrs = {}  # parquet would keep them, times included: equal scores, unequal bytes
+        return frame, facts
+
+    def _shared(self, stage: Stage, write: Callable[[Path], Mapping[str, Any]]) -> Artefact:
+        start = time.perf_counter()
+        made = self.store.make(stage.kind, stage.key, stage.recipe, write, self.provenance)
+        self.waited += time.perf_counter() - start
+        self.shared[stage.kind] = self.shared.get(stage.kind, 0.0) + made.seconds
+        return made

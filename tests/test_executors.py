@@ -1,0 +1,89 @@
+"""Workers: results, failures, deaths, and no orphan after the parent is killed."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from harness.executors import Workers
+
+
+class Broken(RuntimeError):
+    step = 7
+
+
+def work(job, report):
+    kind, value = job
+    if kind == "square":
+        report("squaring", 1, 1)
+        return value * value
+    if kind == "fail":
+        raise Broken(f"cannot do {value}")
+    if kind == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "pid":
+        with open(value, "w") as file:
+            file.write(str(os.getpid()))
+        time.sleep(60)
+    return None
+
+
+def drain(workers, count):
+    ended = []
+    while len(ended) < count:
+        ended += workers.poll(5)
+    return ended
+
+
+def test_results_failures_and_deaths_are_told_apart():
+    with Workers(1, work) as workers:
+        workers.submit(("square", 3))
+        assert drain(workers, 1)[0].result == 9
+        workers.submit(("fail", "this"))
+        (failed,) = drain(workers, 1)
+        assert failed.error == {"message": "Broken: cannot do this", "step": 7}
+        assert not failed.died
+        workers.submit(("die", 0))
+        (dead,) = drain(workers, 1)
+        assert dead.died
+        assert dead.job == ("die", 0)
+        assert "exit code -9" in dead.error["message"]
+        workers.submit(("square", 4))  # a dead worker is replaced
+        assert drain(workers, 1)[0].result == 16
+
+
+def test_no_job_without_an_idle_worker():
+    with Workers(1, work) as workers:
+        workers.submit(("square", 1))
+        with pytest.raises(RuntimeError, match="no idle worker"):
+            workers.submit(("square", 2))
+
+
+def parent(path):
+    workers = Workers(1, work)
+    workers.submit(("pid", path))
+    time.sleep(60)
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    path = tmp_path / "pid"
+    process = multiprocessing.get_context("spawn").Process(target=parent, args=(str(path),))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    worker = int(path.read_text())
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    while time.monotonic() < deadline:
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        with open(f"/proc/{worker}/stat") as stat:
+            if stat.read().rsplit(")", 1)[1].split()[0] == "Z":  # dead, not yet reaped
+                return
+        time.sleep(0.05)
+    pytest.fail(f"worker {worker} outlived its parent")
