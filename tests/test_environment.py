@@ -6,7 +6,7 @@ from importlib.machinery import ModuleSpec
 import pytest
 
 from harness import environment
-from harness.engine import vllm_version_answered
+from harness.traces import vllm_version_answered
 
 GOOD = {
     "torch": "2.13.0+cpu",

@@ -244,7 +244,8 @@ def test_engine_leaves_no_traces(name, checkpoint, tasks, capfd) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     set_threads, environment = torch.set_num_threads, dict(os.environ)
-    states = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist()
+    numpy_state = np.random.get_state
+    states = random.getstate(), torch.get_rng_state(), numpy_state()[1].tolist()
     cores, version = os.sched_getaffinity(0), importlib.metadata.version
     bytes_held, frozen = held(), gc.get_freeze_count()
     capfd.readouterr()
@@ -255,7 +256,7 @@ def test_engine_leaves_no_traces(name, checkpoint, tasks, capfd) -> None:
         assert dict(os.environ) == environment
         assert random.getstate() == states[0]
         assert torch.equal(torch.get_rng_state(), states[1])
-        assert np.random.get_state()[1].tolist() == states[2]
+        assert numpy_state()[1].tolist() == states[2]
         assert os.sched_getaffinity(0) == cores
         assert importlib.metadata.version is version
         assert gc.get_freeze_count() == frozen
@@ -379,7 +380,7 @@ def test_engine_names(monkeypatch) -> None:
     with pytest.raises(ValueError, match="engine 'tgi' is unknown"):
         resolve_engine("tgi")
     monkeypatch.setattr(evaluate, "vllm_build", lambda: None)
-    monkeypatch.setattr("harness.engine.vllm_build", lambda: None)
+    monkeypatch.setattr("harness.environment.vllm_build", lambda: None)
     assert resolve_engine("auto") == "hf"
     with pytest.raises(ValueError, match="no vLLM build is installed"):
         resolve_engine("vllm")
