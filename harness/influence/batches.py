@@ -1,0 +1,126 @@
+"""Batches of similar length, the loss of every example, and labels drawn from the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from harness.pool import IGNORED, Pool, collate
+
+Progress = Callable[..., Iterable[Any]]
+"""`progress(iterable, description, total)` hands the iterable through."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples of a pool: `positions` [b] in the pool; the tensors are [b, T]."""
+
+    positions: npt.NDArray[np.int64]
+    ids: tuple[str, ...]
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+    @property
+    def carrying(self) -> Tensor:
+        """Bool [b, T]: positions whose prediction carries loss (the label stands one later)."""
+        mask = torch.zeros_like(self.labels, dtype=torch.bool)
+        mask[:, :-1] = self.labels[:, 1:] != IGNORED
+        return mask
+
+
+def batches(
+    pool: Pool,
+    size: int,
+    device: torch.device,
+    progress: Progress | None = None,
+    description: str = "",
+) -> Iterator[Batch]:
+    """All examples, longest first, so that a batch pads little and memory peaks at the start.
+
+    ValueError names an example that predicts no token: its loss is undefined.
+    """
+    for name, labels in zip(pool.ids, pool.labels, strict=True):
+        if not (labels[1:] != IGNORED).any():
+            raise ValueError(
+                f"example {name!r} has no trainable token after its first; "
+                "expected a response of at least one token"
+            )
+    order = np.argsort([-len(tokens) for tokens in pool.input_ids], kind="stable")
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    shown = parts if progress is None else progress(parts, description, len(parts))
+    for positions in shown:
+        # Padding is masked and stands right of all real tokens, so that any valid id will do.
+        tensors = collate(pool, [int(p) for p in positions], 0)
+        yield Batch(
+            positions=np.asarray(positions, dtype=np.int64),
+            ids=tuple(pool.ids[int(p)] for p in positions),
+            **{name: tensor.to(device) for name, tensor in tensors.items()},
+        )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the model's first parameter."""
+    return next(model.parameters()).device
+
+
+def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """Keyword arguments of a forward pass; transformers models keep no key-value cache."""
+    inputs: dict[str, Any] = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+    }
+    if hasattr(model, "config"):
+        inputs["use_cache"] = False
+    return inputs
+
+
+def example_losses(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+    """Loss of every example, [b]: "mean" or "sum" over its response tokens of -log p(label).
+
+    `logits` [b, T, V] at position t predict `labels` [b, T] at t + 1. Summed in double precision,
+    which costs nothing and keeps differences of losses usable.
+    """
+    targets = labels[:, 1:]
+    losses = nn.functional.cross_entropy(
+        logits[:, :-1].transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
+    )
+    total = losses.double().sum(dim=1)
+    if reduction == "sum":
+        return total
+    return total / (targets != IGNORED).sum(dim=1)
+
+
+def sampled_labels(logits: Tensor, batch: Batch, seed: int) -> Tensor:
+    """Labels [b, T] drawn from the model's own distribution at every loss-carrying position.
+
+    Every example has its own generator, seeded by (seed, example id), so that neither the batch
+    size nor the order of the pool changes a draw. Drawn by inverting the distribution function: a
+    draw can change only where rounding moves a step of that function across it (about one draw in
+    10^5 in single precision).
+    """
+    mask = batch.carrying
+    distribution = logits.detach()[mask].double().softmax(dim=-1).cumsum(dim=-1)
+    counts = mask.sum(dim=1).tolist()
+    uniform = torch.cat(
+        [
+            torch.rand(count, 1, generator=_generator(seed, name), dtype=torch.float64)
+            for name, count in zip(batch.ids, counts, strict=True)
+        ]
+    ).to(logits.device)
+    drawn = torch.searchsorted(distribution, uniform * distribution[:, -1:], right=True)
+    labels = torch.full_like(batch.labels, IGNORED)
+    labels[:, 1:][mask[:, :-1]] = drawn.squeeze(1).clamp(max=logits.shape[-1] - 1)
+    return labels
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

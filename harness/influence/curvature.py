@@ -1,0 +1,173 @@
+"""One interface for every curvature: `apply` multiplies gradients by the damped inverse.
+
+A kind says how it is fitted, how it solves one layer, and which tensors it keeps; saving, loading
+and checking are common. Kinds that couple layers override `apply` as a whole.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from harness.influence.layers import Gradients, tracked_layers
+from harness.influence.options import CurvatureOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.influence.batches import Progress
+    from harness.pool import Pool
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Curvature(abc.ABC):
+    """A fitted curvature of the pool's loss at one set of weights.
+
+    `shapes`: layer -> shape of its gradient, in model order. `examples`: size of the pool it was
+    fitted on.
+    """
+
+    kind: ClassVar[str]
+    options: CurvatureOptions
+    shapes: Mapping[str, tuple[int, int]]
+    examples: int
+
+    @classmethod
+    @abc.abstractmethod
+    def fit(
+        cls,
+        model: nn.Module,
+        pool: Pool,
+        options: CurvatureOptions,
+        *,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Estimate the curvature on `pool` at the model's present weights."""
+
+    @abc.abstractmethod
+    def solve(self, name: str, gradient: Tensor) -> Tensor:
+        """The damped inverse of layer `name` times `gradient` [..., out, in (+ 1)]."""
+
+    @abc.abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What has to be stored, by name."""
+
+    @classmethod
+    @abc.abstractmethod
+    def restore(
+        cls,
+        options: CurvatureOptions,
+        shapes: Mapping[str, tuple[int, int]],
+        examples: int,
+        tensors: Mapping[str, Tensor],
+    ) -> Self:
+        """The inverse of `tensors`."""
+
+    def apply(self, gradients: Mapping[str, Tensor]) -> Gradients:
+        """(H + damping)^-1 times gradients, layer -> [..., out, in (+ 1)], in new tensors."""
+        if set(gradients) != set(self.shapes):
+            differ = sorted(set(gradients) ^ set(self.shapes))
+            raise ValueError(f"gradients and curvature differ in {differ[:5]}; expected the same")
+        for name, gradient in gradients.items():
+            if tuple(gradient.shape[-2:]) != self.shapes[name]:
+                raise ValueError(
+                    f"gradient of layer {name!r} has shape {tuple(gradient.shape)}; "
+                    f"expected (..., {self.shapes[name][0]}, {self.shapes[name][1]})"
+                )
+        return {name: self.solve(name, gradient) for name, gradient in gradients.items()}
+
+    def save(self, folder: Path) -> None:
+        """Write `curvature.json` and `curvature.safetensors` into `folder`."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        head = {
+            "format": FORMAT,
+            "options": dataclasses.asdict(self.options),
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "examples": self.examples,
+        }
+        save_file(
+            {name: tensor.contiguous().cpu() for name, tensor in self.tensors().items()},
+            folder / "curvature.safetensors",
+        )
+        (folder / "curvature.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(folder: Path) -> Curvature:
+        """Read what `save` wrote, onto the CPU; `apply` follows the device of the gradients."""
+        from safetensors.torch import load_file
+
+        path = folder / "curvature.json"
+        head: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if head.get("format") != FORMAT:
+            raise ValueError(f"{path}: format is {head.get('format')!r}; expected {FORMAT}")
+        options = CurvatureOptions(**head["options"])
+        shapes = {name: (int(out), int(width)) for name, (out, width) in head["shapes"].items()}
+        tensors = load_file(folder / "curvature.safetensors")
+        return _kinds()[options.kind].restore(options, shapes, int(head["examples"]), tensors)
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity(Curvature):
+    """No curvature: influence is the dot product of gradients (GradDot)."""
+
+    kind: ClassVar[str] = "identity"
+
+    @classmethod
+    def fit(
+        cls,
+        model: nn.Module,
+        pool: Pool,
+        options: CurvatureOptions,
+        *,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Nothing to estimate; only the layers are noted."""
+        layers = tracked_layers(model, options.layers, options.head)
+        return cls(options, {layer.name: layer.shape for layer in layers}, len(pool))
+
+    def solve(self, name: str, gradient: Tensor) -> Tensor:
+        """The gradient itself, in a new tensor."""
+        return gradient.clone()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    @classmethod
+    def restore(
+        cls,
+        options: CurvatureOptions,
+        shapes: Mapping[str, tuple[int, int]],
+        examples: int,
+        tensors: Mapping[str, Tensor],
+    ) -> Self:
+        """The identity on these layers."""
+        return cls(options, shapes, examples)
+
+
+def fit(
+    model: nn.Module,
+    pool: Pool,
+    options: CurvatureOptions | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Curvature:
+    """Fit the curvature of `options.kind` on `pool` at the model's present weights."""
+    options = options or CurvatureOptions()
+    if len(pool) == 0:
+        raise ValueError("the pool is empty; expected at least one example to fit a curvature on")
+    return _kinds()[options.kind].fit(model, pool, options, progress=progress)
+
+
+def _kinds() -> dict[str, type[Curvature]]:
+    from harness.influence.ekfac import EKFAC
+
+    return {kind.kind: kind for kind in (Identity, EKFAC)}

@@ -1,0 +1,244 @@
+"""Influence of every pool example on two sets of queries: s_C, s_I and their rank versions.
+
+    infl(v, d) = grad f_v^T (H + damping)^-1 grad(-L_d)       > 0: training more on d raises f_v
+    s_C(d) = mean over C of infl(v, d)
+    r_C(d) = mean over v in C of (rank of d in infl(v, .)) / n
+
+f_v is the mean log-probability of a query's completion: the right one for the queries of C (wrong
+before, right after fine-tuning), the wrong one for those of I (right before, wrong after). This is
+our reconstruction of 2510.06108; every choice is an option and is recorded in the table's `attrs`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from harness.influence.batches import Progress, batches, device_of
+from harness.influence.curvature import Curvature, fit
+from harness.influence.directional import directional_scores
+from harness.influence.gradients import query_gradients, traces
+from harness.influence.layers import Gradients, evaluating, match, tracked_layers
+from harness.influence.options import CurvatureOptions
+from harness.pool import Pool
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+QUERY_ELEMENTS = 1 << 28
+"""Entries of preconditioned query gradients held at once (1 GiB in single precision)."""
+
+
+def per_query_scores(
+    model: nn.Module,
+    curvature: Curvature,
+    pool: Pool,
+    queries: Pool,
+    *,
+    progress: Progress | None = None,
+) -> npt.NDArray[np.float64]:
+    """infl(v, d) of every example d on every query v, shape [n, q].
+
+    One forward and backward pass over the pool per block of queries; a block is as large as
+    `QUERY_ELEMENTS` allows, so that small models need one pass.
+    """
+    return _influence(model, curvature, pool, [queries], None, progress)
+
+
+def _influence(
+    model: nn.Module,
+    curvature: Curvature,
+    pool: Pool,
+    sets: Sequence[Pool],
+    more: Gradients | None,
+    progress: Progress | None,
+) -> npt.NDArray[np.float64]:
+    """infl(v, d) for the queries of all sets in turn, then scores along the directions `more`.
+
+    Shape [n, sum of q + k], in as few passes as memory allows.
+    """
+    options = curvature.options
+    width = sum(out * columns for out, columns in curvature.shapes.values())
+    size = max(1, QUERY_ELEMENTS // width)
+    every = [(number, v) for number, queries in enumerate(sets) for v in range(len(queries))]
+    parts = []
+    for start in range(0, len(every), size):
+        block = every[start : start + size]
+        chosen = [queries.take([v for k, v in block if k == j]) for j, queries in enumerate(sets)]
+        found = [query_gradients(model, part, options) for part in chosen if len(part)]
+        directions = curvature.apply(_joined(found))
+        if more is not None and start + size >= len(every):
+            directions = _joined([directions, more])
+        parts.append(products(model, pool, directions, options, progress=progress))
+    return np.concatenate(parts, axis=1) if parts else np.zeros((len(pool), 0))
+
+
+def _joined(parts: Sequence[Gradients]) -> Gradients:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def products(
+    model: nn.Module,
+    pool: Pool,
+    directions: Mapping[str, Tensor],
+    options: CurvatureOptions,
+    *,
+    progress: Progress | None = None,
+) -> npt.NDArray[np.float64]:
+    """-<grad L_d, u_j>, [n, k], from every example's own gradient: for many directions at once.
+
+    Equals `directional_scores` up to rounding. One forward and backward pass, whatever k is.
+    """
+    layers = tracked_layers(model, options.layers, options.head)
+    match(layers, directions)
+    columns = {name: direction.flatten(1).T for name, direction in directions.items()}
+    scores = np.zeros((len(pool), len(directions[layers[0].name])))
+    with evaluating(model):
+        for batch in batches(
+            pool, options.batch_size, device_of(model), progress, "influence per query"
+        ):
+            for name, trace in traces(model, layers, batch, options.loss).items():
+                for rows, gradients in trace.gradients():
+                    product = gradients.flatten(1) @ columns[name]
+                    scores[batch.positions[rows]] -= product.double().cpu().numpy()
+    return scores
+
+
+def influence_scores(
+    model: nn.Module,
+    pool: Pool,
+    correct: Pool | None,
+    incorrect: Pool | None,
+    options: CurvatureOptions | None = None,
+    *,
+    curvature: Curvature | None = None,
+    aggregate: str = "mean",
+    max_queries: int | None = 64,
+    query_seed: int = 0,
+    method: str = "forward",
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Table id, s_C, r_C, s_I, r_I: one row per example, in pool order; higher = more influence.
+
+    `correct` (C) and `incorrect` (I) hold prompt and completion of each query, the completion
+    labelled. None: that side is not wanted and has no columns. An empty side raises ValueError.
+    `curvature`: one fitted before at these weights; its own options then count. `aggregate`:
+    "mean" or "sum" over queries, for s_C and s_I, which use every query; the ranks use at most
+    `max_queries` per side, drawn with `query_seed` (None: all). `method` of s_C and s_I: "forward"
+    or "central" (see `directional_scores`), or "backward": from the example gradients that the
+    ranks form anyway, the same numbers up to rounding without a pass of their own.
+
+    `attrs` of the table: options, n_C, n_I, the ids behind the ranks, seconds per part.
+    """
+    import pandas as pd
+
+    sides = {name: side for name, side in (("C", correct), ("I", incorrect)) if side is not None}
+    _check_sides(sides, aggregate, max_queries)
+    if method not in ("forward", "central", "backward"):
+        raise ValueError(f"method is {method!r}; expected 'forward', 'central' or 'backward'")
+    seconds: dict[str, float] = {}
+    if curvature is None:
+        with _timed(seconds, "curvature"):
+            curvature = fit(model, pool, options, progress=progress)
+    elif options is not None and options != curvature.options:
+        raise ValueError("options differ from those of the curvature given; expected one of them")
+    options = curvature.options
+    drawn = _drawn(sides, max_queries, query_seed)
+    with _timed(seconds, "directions"):
+        means = _mean_directions(model, curvature, sides, aggregate)
+    with _timed(seconds, "ranks"):
+        own = means if method == "backward" else None
+        found = _influence(model, curvature, pool, list(drawn.values()), own, progress)
+    with _timed(seconds, "scores"):
+        scores = (
+            found[:, -len(sides) :]
+            if method == "backward"
+            else directional_scores(model, pool, means, options, method=method, progress=progress)
+        )
+    table = pd.DataFrame({"id": list(pool.ids)})
+    start = 0
+    for column, (name, side) in enumerate(drawn.items()):
+        table[f"s_{name}"] = scores[:, column]
+        table[f"r_{name}"] = rank_scores(found[:, start : start + len(side)])
+        start += len(side)
+    table.attrs = {
+        **{f"n_{name}": len(side) for name, side in sides.items()},
+        "options": dataclasses.asdict(options),
+        "aggregate": aggregate,
+        "method": method,
+        "query_seed": query_seed,
+        "rank_queries": {name: list(side.ids) for name, side in drawn.items()},
+        "seconds": seconds,
+    }
+    return table
+
+
+def rank_scores(influence: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Mean over queries of each example's rank / n, from infl [n, q]; shape [n], in (0, 1].
+
+    Rank 1 is the least influence on that query; ties share their average rank.
+    """
+    from scipy.stats import rankdata
+
+    ranks: npt.NDArray[np.float64] = rankdata(influence, method="average", axis=0)
+    share: npt.NDArray[np.float64] = (ranks / len(influence)).mean(axis=1)
+    return share
+
+
+def _check_sides(sides: dict[str, Pool], aggregate: str, max_queries: int | None) -> None:
+    meaning = {
+        "C": "wrong before and right after fine-tuning",
+        "I": "right before and wrong after fine-tuning",
+    }
+    if not sides:
+        raise ValueError("neither C nor I was given; expected at least one set of queries")
+    for name, side in sides.items():
+        if len(side) == 0:
+            raise ValueError(
+                f"query set {name} is empty: no query was {meaning[name]}; expected at least one. "
+                "Ask more queries, or for scores that do not need this side"
+            )
+    if aggregate not in ("mean", "sum"):
+        raise ValueError(f"aggregate is {aggregate!r}; expected 'mean' or 'sum'")
+    if max_queries is not None and max_queries < 1:
+        raise ValueError(f"max_queries is {max_queries!r}; expected at least 1, or None for all")
+
+
+def _mean_directions(
+    model: nn.Module, curvature: Curvature, sides: dict[str, Pool], aggregate: str
+) -> Gradients:
+    """u = (H + damping)^-1 times the aggregated query gradient; layer -> [sides, out, in (+ 1)]."""
+    found = [
+        query_gradients(model, side, curvature.options, aggregate=aggregate)
+        for side in sides.values()
+    ]
+    stacked = {name: torch.stack([side[name] for side in found]) for name in found[0]}
+    return curvature.apply(stacked)
+
+
+def _drawn(sides: dict[str, Pool], limit: int | None, seed: int) -> dict[str, Pool]:
+    """At most `limit` queries of each side, in their own order, each side with its own stream."""
+    kept: dict[str, Pool] = {}
+    for name, side in sides.items():
+        if limit is not None and len(side) > limit:
+            rng = np.random.default_rng([seed, ord(name)])
+            side = side.take(np.sort(rng.choice(len(side), size=limit, replace=False)))
+        kept[name] = side
+    return kept
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[part] = time.perf_counter() - start
