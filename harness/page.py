@@ -1,0 +1,181 @@
+"""One self-contained HTML page that shows a whole experiment; opens anywhere, asks for nothing.
+
+Everything is inlined (style, a few lines of script for sorting, figures as SVG data), and all text
+from data goes through Jinja's escaping.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness import tables, wording
+from harness.results import MAIN, Results, mean_parts
+from harness.wording import MEAN
+
+CAPTIONS = {
+    "forest": (
+        "Paired differences to {reference}",
+        "Each mark is a row's mean accuracy minus that of {reference} on the same seeds and "
+        "items, with its interval. A triangle is a verdict that survives correction; an open "
+        "circle is a tie; squares are controls.",
+    ),
+    "accuracy": (
+        "Accuracy",
+        "Mean over tasks with its interval; the small ticks below each mark are single seeds. "
+        "The dashed line is {reference}.",
+    ),
+    "fractions": (
+        "Accuracy against the share of the pool",
+        "One panel per row, drawn from the base model (0) through the fractions tried to the "
+        "whole pool (100). In grey {reference}, in light grey the other rows.",
+    ),
+    "influence-scatter": (
+        "What influence sees, and what is pruned",
+        "Every example of the pool by its influence on queries that fine-tuning made right (s_C) "
+        "and made wrong (s_I); hollow marks are pruned, coloured ones are planted errors where "
+        "these are known. The first seed is shown. The axes are nearly linear for most "
+        "scores and logarithmic beyond (asinh), so that no tail is cut off.",
+    ),
+    "cost": (
+        "Cost against gain",
+        "Seconds spent on choosing, by part, beside the difference to {reference}. Parts that "
+        "several rows share, such as a reference model, count in full for each of them.",
+    ),
+}
+WIDE = ("fractions", "influence-scatter", "cost")
+
+
+def render(results: Results, table: pd.DataFrame, drawn: Mapping[str, Sequence[Path]]) -> str:
+    """index.html of one arm, as text."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source = resources.files("harness").joinpath("page.html").read_text(encoding="utf-8")
+    return environment.from_string(source).render(
+        experiment=results.experiment,
+        arm=results.arm,
+        title=results.experiment + ("" if results.arm == MAIN else f" · {results.arm}"),
+        description=str(results.protocol.get("description", "")),
+        headline=wording.headline(results, table),
+        controls=wording.controls(results, table),
+        testbed=wording.TESTBED_NOTE if results.testbed else "",
+        facts=_facts(results),
+        reference=results.reference,
+        blocks=tables.blocks(results, table),
+        tasks=[(task, tables.blocks(results, table, task)) for task in results.tasks],
+        failures=wording.failures(results),
+        notes=[note for note in wording.notes(results, table) if note != wording.TESTBED_NOTE],
+        figures=[_figure(results, table, name, paths) for name, paths in drawn.items()],
+        costs=_costs(results, table),
+        provenance=_provenance(results),
+        links=_links(results),
+        files=["main.csv", "main.md", "main.tex"],
+    ) + "\n"  # fmt: skip
+
+
+def _facts(results: Results) -> list[tuple[str, str]]:
+    """What a reader wants to know before the table."""
+    shares = " / ".join(f"{100 * fraction:g}" for fraction in results.fractions) + "%"
+    facts = [
+        ("rows", str(len(results.rows))),
+        ("of the pool kept", shares),
+        ("training seeds", str(len(results.seeds))),
+        ("tasks", str(len(results.tasks))),
+        ("answers graded", f"{len(results.outcomes):,}"),
+    ]
+    if results.pool is not None:
+        facts.insert(0, ("examples in the pool", f"{len(results.pool):,}"))
+    spent = [cell.costs.get(name) for cell in results.cells for name in tables.SECONDS[1:]]
+    total = math.fsum(value for value in spent if value is not None)
+    facts.append(("train and evaluate", _duration(total)))
+    return facts
+
+
+def _duration(total: float) -> str:
+    if total < 120:
+        return f"{total:.0f} s"
+    return f"{total / 60:.0f} min" if total < 7200 else f"{total / 3600:.1f} h"
+
+
+def _figure(
+    results: Results, table: pd.DataFrame, name: str, paths: Sequence[Path]
+) -> dict[str, Any]:
+    title, caption = (text.format(reference=results.reference) for text in CAPTIONS[name])
+    svg = next(path for path in paths if path.suffix == ".svg")
+    width = float(svg.read_text(encoding="utf-8").split('width="', 1)[1].split("pt", 1)[0])
+    said = " ".join(wording.headline(results, table))
+    alt = f"{title}. {said}" if name in ("forest", "accuracy") else f"{title}. {caption}"
+    return {
+        "name": name,
+        "title": title,
+        "caption": caption,
+        "alt": alt,
+        "wide": name in WIDE or width > 460,
+        "width": round(width * 96 / 72),
+        "source": "data:image/svg+xml;base64," + base64.b64encode(svg.read_bytes()).decode(),
+        "files": [(path.suffix[1:].upper(), path.name) for path in paths],
+    }
+
+
+def _costs(results: Results, table: pd.DataFrame) -> list[dict[str, str]]:
+    """Mean seconds per cell of every row and fraction."""
+    found = []
+    for line in table[table["task"] == MEAN].itertuples():
+        cells = results.groups[line.row, line.fraction]
+        parts = mean_parts([cell for cell in cells if cell.status == "done"]).items()
+        found.append(
+            {
+                "row": line.row,
+                "fraction": wording.percent(line.fraction),
+                "parts": ", ".join(f"{name} {wording.seconds(s)}" for name, s in parts)
+                or wording.NONE,
+            }
+            | {name: wording.seconds(getattr(line, name)) for name in tables.SECONDS}
+        )
+    return found
+
+
+def _provenance(results: Results) -> list[dict[str, Any]]:
+    """Distinct environments that the cells ran in, each with its number of cells."""
+    sets: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in results.cells:
+        if cell.provenance:
+            same = {key: value for key, value in cell.provenance.items() if key != "created"}
+            sets.setdefault(json.dumps(same, sort_keys=True), []).append(cell.provenance)
+    found = []
+    for _, group in sorted(sets.items(), key=lambda entry: (-len(entry[1]), entry[0])):
+        first = group[0]
+        engine = first.get("engine") or {}
+        dates = sorted(str(entry["created"])[:10] for entry in group if entry.get("created"))
+        device = f"{first.get('device', '?')}, {first.get('processor', '?')}"
+        found.append(
+            {
+                "cells": wording.plural(len(group), "cell"),
+                "commit": str(first.get("commit") or "unknown"),
+                "dirty": first.get("dirty"),
+                "when": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "unknown",
+                "device": f"{device}, {wording.plural(int(first.get('threads') or 1), 'thread')}",
+                "engine": f"{engine.get('name', '?')} {engine.get('version', '?')}",
+                "python": f"{first.get('python', '?')} on {first.get('platform', '?')}",
+                "packages": sorted((first.get("packages") or {}).items()),
+            }
+        )
+    return found
+
+
+def _links(results: Results) -> list[tuple[str, str]]:
+    """Pages of the experiment's other arms."""
+    if results.arm == MAIN:
+        return [(arm, f"{arm}/index.html") for arm in results.arms if arm != MAIN]
+    others = [arm for arm in results.arms if arm not in (MAIN, results.arm)]
+    return [(MAIN, "../index.html"), *((arm, f"../{arm}/index.html") for arm in others)]

@@ -1,0 +1,226 @@
+"""What an experiment left on disk, read once into a frozen value that every table and figure uses.
+
+The report is a pure function of this: rows follow the protocol and not the order in which cells
+happened to finish, a cell that ran twice counts once (the newest line wins), and a cell that
+failed or never ran stays visible as such.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from harness.config import TESTBED, TESTBED_CONTROLS
+
+MAIN = "main"
+BASE, FULL = "base", "full"
+CONTROLS = (BASE, FULL, *TESTBED_CONTROLS)
+"""Rows that frame the selectors and are not ranked among them."""
+SAMPLE_COLUMNS = ["task", "item", "decode", "correct"]
+OUTCOME_COLUMNS = ["row", "fraction", "seed", *SAMPLE_COLUMNS]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row at one fraction and seed, done, failed or not run."""
+
+    name: str
+    row: str
+    fraction: float
+    seed: int
+    status: Literal["done", "failed", "missing"]
+    record: Mapping[str, Any]
+
+    @property
+    def costs(self) -> Mapping[str, Any]:
+        """Seconds of selection (with its parts), training and evaluation."""
+        return self.record.get("costs") or {}
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Commit, versions and device behind this cell."""
+        return self.record.get("provenance") or {}
+
+    @property
+    def error(self) -> Mapping[str, Any]:
+        """Stage, message and step of a failure; empty where there was none."""
+        return self.record.get("error") or {}
+
+
+@dataclass(frozen=True)
+class Results:
+    """One arm of an experiment."""
+
+    folder: Path
+    arm: str
+    arms: tuple[str, ...]
+    protocol: Mapping[str, Any]
+    rows: tuple[str, ...]
+    fractions: tuple[float, ...]
+    seeds: tuple[int, ...]
+    tasks: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    outcomes: pd.DataFrame
+    facts: Mapping[str, Any]
+    pool: pd.DataFrame | None
+
+    @property
+    def experiment(self) -> str:
+        """The experiment's name."""
+        return str(self.protocol["name"])
+
+    @property
+    def reference(self) -> str:
+        """The row that every other row is compared with."""
+        return str(self.protocol["protocol"]["reference"])
+
+    @property
+    def alpha(self) -> float:
+        """The level at which a difference counts."""
+        return float(self.protocol["protocol"]["alpha"])
+
+    @property
+    def testbed(self) -> bool:
+        """Whether the pool is the built-in testbed."""
+        return str(self.protocol.get("pool", {}).get("dataset", "")).startswith(TESTBED)
+
+    @property
+    def done(self) -> tuple[Cell, ...]:
+        """Cells with samples."""
+        return tuple(cell for cell in self.cells if cell.status == "done")
+
+    @cached_property
+    def groups(self) -> dict[tuple[str, float], tuple[Cell, ...]]:
+        """Every row and fraction of the protocol with its cells, in protocol order."""
+        found: dict[tuple[str, float], tuple[Cell, ...]] = {}
+        for cell in self.cells:
+            found[cell.row, cell.fraction] = (*found.get((cell.row, cell.fraction), ()), cell)
+        return found
+
+    def selection(self, row: str, fraction: float) -> pd.DataFrame | None:
+        """Chosen flags and scores of a row's first stored seed, or None."""
+        for cell in self.groups.get((row, fraction), ()):
+            if cell.status == "done" and cell.record.get("selection"):
+                return pd.read_parquet(self.folder / cell.record["selection"])
+        return None
+
+
+def mean_parts(cells: Sequence[Cell]) -> dict[str, float]:
+    """Mean seconds of each part of selection; a cell without a part spent nothing on it."""
+    parts = [cell.costs.get("select_parts") or {} for cell in cells]
+    names = sorted({name for each in parts for name in each})
+    return {name: math.fsum(e.get(name, 0.0) for e in parts) / len(parts) for name in names}
+
+
+def load(folder: Path) -> tuple[Results, ...]:
+    """Read results/<experiment>/: one `Results` per arm, the main one first."""
+    protocol = _toml(folder / "protocol.toml")
+    newest = {(r["arm"], r["row"], r["fraction"], r["seed"]): r for r in _records(folder)}
+    arms = {MAIN: protocol["fractions"]}
+    for arm in protocol.get("arm", ()):
+        arms[arm["name"]] = arm.get("fractions") or protocol["fractions"]
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    return tuple(
+        _arm(folder, protocol, arm, tuple(arms), fractions, newest, facts)
+        for arm, fractions in arms.items()
+    )
+
+
+def _arm(
+    folder: Path,
+    protocol: Mapping[str, Any],
+    arm: str,
+    arms: tuple[str, ...],
+    fractions: list[float],
+    newest: Mapping[tuple[str, str, float, int], Mapping[str, Any]],
+    facts: Mapping[str, Any],
+) -> Results:
+    rows = tuple(entry["row"] for entry in protocol["rows"])
+    tasks, seeds = tuple(protocol["tasks"]), tuple(protocol["seeds"])
+    cells = []
+    for row, fraction, seed in _planned(rows, tuple(sorted(fractions)), seeds):
+        record = newest.get((arm, row, fraction, seed))
+        if record is None:
+            name = f"{row}@{fraction:g}#{seed}"
+            cells.append(Cell(name, row, fraction, seed, "missing", {}))
+        else:
+            cells.append(Cell(record["cell"], row, fraction, seed, record["status"], record))
+    pool = folder / ("pool.parquet" if arm == MAIN else f"pool-{arm}.parquet")
+    return Results(
+        folder=folder,
+        arm=arm,
+        arms=arms,
+        protocol=protocol,
+        rows=rows,
+        fractions=tuple(sorted(fractions)),
+        seeds=seeds,
+        tasks=tasks,
+        cells=tuple(cells),
+        outcomes=_outcomes(folder, cells, tasks),
+        facts=facts | facts.get("arms", {}).get(arm, {}),
+        pool=pd.read_parquet(pool) if pool.is_file() else None,
+    )
+
+
+def _planned(
+    rows: tuple[str, ...], fractions: tuple[float, ...], seeds: tuple[int, ...]
+) -> Iterator[tuple[str, float, int]]:
+    """Cells that the protocol promises; `base` is one evaluation, `full` needs no fraction."""
+    for row in rows:
+        shares = {BASE: (0.0,), FULL: (1.0,)}.get(row, fractions)
+        for fraction in shares:
+            for seed in (0,) if row == BASE else seeds:
+                yield row, float(fraction), int(seed)
+
+
+def _outcomes(folder: Path, cells: list[Cell], tasks: tuple[str, ...]) -> pd.DataFrame:
+    """One line per item and decode of every finished cell, in an order that no run can change."""
+    frames = []
+    for cell in cells:
+        if cell.status != "done":
+            continue
+        path = folder / cell.record["samples"]
+        samples = pd.read_parquet(path, columns=SAMPLE_COLUMNS)
+        absent = [task for task in tasks if task not in set(samples["task"])]
+        if absent:
+            raise ValueError(f"{path}: no samples for {absent!r}; expected tasks {list(tasks)!r}")
+        samples = samples[samples["task"].isin(tasks)].sort_values(SAMPLE_COLUMNS[:3])
+        samples.insert(0, "row", cell.row)
+        samples.insert(1, "fraction", cell.fraction)
+        samples.insert(2, "seed", cell.seed)
+        frames.append(samples)
+    if not frames:
+        return pd.DataFrame(columns=OUTCOME_COLUMNS)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "records.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; expected the records of a run")
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: {error}; expected one JSON object") from None
+    return records
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; expected the protocol of a run")
+    protocol = tomllib.loads(path.read_text(encoding="utf-8"))
+    needed = ("name", "rows", "fractions", "seeds", "tasks", "protocol")
+    absent = [key for key in needed if key not in protocol]
+    if absent:
+        raise ValueError(f"{path}: keys {absent!r} are missing; expected {list(needed)!r}")
+    return protocol

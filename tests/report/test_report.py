@@ -1,0 +1,221 @@
+"""The whole report of a synthetic experiment: tables, figures, page."""
+
+import csv
+import html.parser
+import io
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from harness import report
+
+COLUMNS = (
+    "row,fraction,task,mean,ci_low,ci_high,sd_seeds,n_seeds,n_items,diff,diff_low,diff_high,"
+    "p,p_sign_flip,p_holm,verdict,select_seconds,train_seconds,eval_seconds"
+)
+EVIL = 'x<script>alert("1")</script>'
+BROKEN = 'nan at <b>step</b> & "worse" 100% \\input{x} $_^~#|*[\nsecond line\N{SNOWMAN}'
+ROWS = ("base", "random", "[100%_&_{cost}", "influence/combined", EVIL, "full", "oracle")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, write_results):
+    """One folder with everything awkward: hostile names, failed cells, a second arm."""
+    folder = tmp_path_factory.mktemp("experiment") / "results" / "awkward"
+    error = {"stage": "train", "message": BROKEN, "step": 12}
+    failures = {f"{EVIL}@0.5#{seed}": error for seed in range(3)}
+    failures["influence/combined@0.5#1"] = error | {"step": None}
+    small = {"rows": ROWS, "tasks": ("chain_core", "chain_far"), "items": 40, "pool_size": 120}
+    write_results(
+        folder,
+        experiment="awkward",
+        failures=failures,
+        protocol={"arm": [{"name": "random-errors"}]},
+        **small,
+    )
+    return write_results(folder, arm="random-errors", rng_seed=3, **small)
+
+
+@pytest.fixture(scope="module")
+def built(source):
+    out = source.parents[1] / "reports" / "awkward"
+    return out, report.build(source, out)
+
+
+@pytest.fixture(scope="module")
+def table(built):
+    return pd.read_csv(built[0] / "main.csv")
+
+
+def test_files(built):
+    out, paths = built
+    figures = ("forest", "accuracy", "fractions", "influence-scatter", "cost")
+    names = {"main.csv", "main.md", "main.tex", "index.html"}
+    names |= {f"{name}.{ending}" for name in figures for ending in ("svg", "png", "pdf")}
+    assert {path.name for path in out.iterdir() if path.is_file()} == names
+    assert {path.name for path in (out / "random-errors").iterdir()} == names
+    assert len(paths) == 2 * len(names)
+
+
+def test_same_records_same_bytes(source, built, tmp_path):
+    # Another process, another hash seed, records in another order, a user's matplotlib settings.
+    copy = tmp_path / "results"
+    shutil.copytree(source, copy)
+    lines = (copy / "records.jsonl").read_text().splitlines(keepends=True)
+    (copy / "records.jsonl").write_text("".join(reversed(lines)))
+    (tmp_path / "matplotlibrc").write_text("font.size: 20\nlines.linewidth: 7\n")
+    code = "import sys; from pathlib import Path; from harness.report import build; "
+    code += "build(Path(sys.argv[1]), Path(sys.argv[2])); "
+    code += "heavy = {'torch', 'transformers', 'vllm', 'lm_eval', 'datasets'} & set(sys.modules); "
+    code += "sys.exit(f'imported {heavy}' if heavy else 0)"
+    changed = {"PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(tmp_path)}
+    subprocess.run(
+        [sys.executable, "-c", code, str(copy), str(tmp_path / "out")],
+        check=True,
+        env=os.environ | changed,
+    )
+    for path in built[1]:
+        other = tmp_path / "out" / path.relative_to(built[0])
+        assert other.read_bytes() == path.read_bytes(), path.name
+
+
+def test_csv_columns_and_lines(built, table):
+    text = (built[0] / "main.csv").read_text()
+    assert text.splitlines()[0] == COLUMNS
+    assert len(table) == len(ROWS) * 3
+    assert set(table["task"]) == {"chain_core", "chain_far", "mean"}
+    assert len(next(csv.reader(io.StringIO(text.splitlines()[-1])))) == 19
+
+
+def test_csv_against_the_samples_themselves(source, table):
+    means = []
+    for line in (source / "records.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if record["arm"] == "main" and record["row"] == "random":
+            samples = pd.read_parquet(source / record["samples"])
+            means.append(samples.groupby("task")["correct"].mean().mean())
+    row = table[(table["row"] == "random") & (table["task"] == "mean")].iloc[0]
+    assert row["mean"] == pytest.approx(np.mean(means), abs=1e-9)
+    assert row["sd_seeds"] == pytest.approx(np.std(means, ddof=1), abs=1e-9)
+    assert (row["n_seeds"], row["n_items"]) == (3, 80)
+    assert math.isnan(row["diff"])
+    assert row["train_seconds"] == pytest.approx(8.2)
+
+
+def test_failed_rows_stay_and_are_named(built, table):
+    failed = table[table["row"] == EVIL]
+    assert list(failed["verdict"]) == ["failed"] * 3
+    assert failed["mean"].isna().all()
+    partly = table[(table["row"] == "influence/combined") & (table["task"] == "mean")].iloc[0]
+    assert partly["n_seeds"] == 2
+    text = (built[0] / "main.md").read_text()
+    assert "| 2 of 3 |" in text
+    assert "influence/combined@0.5\\#1: train: nan at" in text
+    assert "influence/combined at 50%: seeds missing: 1" in text
+    assert text.count("train, step 12") == 3
+
+
+def test_markdown_tables_have_even_rows(built):
+    text = (built[0] / "main.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8}
+    assert "<script" not in text.replace("\\<", "")
+    for said in ("sign-flip", "40 items per task", "\\|C\\| = 64", "vllm 0.32.0"):
+        assert said in text
+    assert "not about any real model" in text
+
+
+def tex_cells(line):
+    return len(re.findall(r"(?<!\\)&", line)) + 1
+
+
+def test_latex_is_balanced_and_escaped(built):
+    text = (built[0] / "main.tex").read_text()
+    assert text.isascii()
+    stack = []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
+        if kind == "begin":
+            stack.append(name)
+        else:
+            assert stack.pop() == name
+    assert stack == []
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {tex_cells(line) for line in body if "multicolumn" not in line} == {7}
+    assert not any(line.startswith(("[", "*")) for line in body)
+    plain = re.sub(r"\\[\\{}&%$#_]", "", text.split("\n", 1)[1])
+    assert plain.count("{") == plain.count("}")
+    assert plain.count("$") % 2 == 0
+    assert not re.search(r"[%#_^~]", plain.replace(r"\setlength{\tabcolsep}", ""))
+    assert r"\input" not in text
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(built, tmp_path):
+    (tmp_path / "t.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}"
+        f"\\input{{{built[0] / 'main.tex'}}}\\end{{document}}"
+    )
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+class Page(html.parser.HTMLParser):
+    """Tags with their attributes, and the text outside scripts and styles."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self.inside = [], [], [""]
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        self.inside.append("/" + tag)
+
+    def handle_data(self, data):
+        if self.inside[-1] not in ("script", "style"):
+            self.words.append(data)
+
+
+def test_page_is_self_contained_and_escaped(built):
+    text = (built[0] / "index.html").read_text()
+    page = Page(text)
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert not any(tag in ("link", "iframe") and a.get("href") != "data:," for tag, a in page.tags)
+    images = [a for tag, a in page.tags if tag == "img"]
+    assert len(images) == 5
+    assert all(a["src"].startswith("data:image/svg+xml;base64,") and a["alt"] for a in images)
+    assert not re.search(r"https?://", text)
+    shown = " ".join("".join(page.words).split())
+    assert EVIL in shown
+    assert 'nan at <b>step</b> & "worse"' in shown
+    links = [a["href"] for tag, a in page.tags if tag == "a"]
+    assert "random-errors/index.html" in links
+    assert all((built[0] / link).is_file() for link in links)
+    assert "python -m nox -s benchmark -- awkward" in shown
+    arm = Page((built[0] / "random-errors" / "index.html").read_text())
+    assert "../index.html" in [a["href"] for tag, a in arm.tags if tag == "a"]
+
+
+def test_figures_hold_no_dates_and_no_small_pictures(built):
+    for path in built[1]:
+        if path.suffix == ".svg":
+            assert b"<dc:date>" not in path.read_bytes()
+        elif path.suffix == ".pdf":
+            assert b"CreationDate" not in path.read_bytes()
+        elif path.suffix == ".png":
+            with Image.open(path) as picture:
+                assert picture.width > 800, path.name
+                assert len(picture.convert("RGB").getcolors(1 << 24)) > 10, path.name

@@ -1,0 +1,112 @@
+"""Headlines say what the verdicts say."""
+
+import math
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from harness import wording
+from harness.results import load
+
+
+def results(*fractions):
+    return SimpleNamespace(reference="random", fractions=fractions or (0.5,), cells=())
+
+
+def lines(*entries, fraction=0.5):
+    """(row, diff, low, high, p_holm, verdict) in points."""
+    frame = pd.DataFrame(entries, columns=["row", "diff", "diff_low", "diff_high", "p_holm", "v"])
+    frame[["diff", "diff_low", "diff_high"]] /= 100
+    return frame.rename(columns={"v": "verdict"}).assign(task="mean", fraction=fraction)
+
+
+WIN = ("influence/combined", 4.1, 1.2, 7.0, 0.02, "better")
+TIE = ("length", 0.5, -1.0, 2.0, 0.6, "tie")
+LOSS = ("perplexity/top", -3.0, -5.0, -1.0, 0.0004, "worse")
+FAILED = ("embedding", math.nan, math.nan, math.nan, math.nan, "failed")
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        (
+            [WIN, TIE],
+            "influence/combined beats random by 4.1 points [1.2, 7.0], Holm p = 0.020; "
+            "the other ties.",
+        ),
+        (
+            [TIE, (*TIE[:1], -0.9, -2.0, 0.2, 0.5, "tie")],
+            "No selector differs detectably from random (largest difference: length, "
+            "\N{MINUS SIGN}0.9 points [\N{MINUS SIGN}2.0, 0.2], Holm p = 0.50).",
+        ),
+        (
+            [TIE, LOSS, TIE],
+            "perplexity/top falls short of random by 3.0 points [1.0, 5.0], Holm p < 0.001; "
+            "the other 2 tie.",
+        ),
+        (
+            [WIN, ("embedding", 2.0, 0.5, 3.5, 0.04, "better"), LOSS],
+            "influence/combined (+4.1 points [1.2, 7.0]) and embedding (+2.0 points [0.5, 3.5]) "
+            "beat random; perplexity/top falls short of it by 3.0 points [1.0, 5.0], "
+            "Holm p < 0.001.",
+        ),
+        (
+            [WIN, WIN, WIN, TIE],
+            "3 of 4 selectors beat random, by up to 4.1 points [1.2, 7.0] (influence/combined); "
+            "the other ties.",
+        ),
+        (
+            [WIN, FAILED],
+            "influence/combined beats random by 4.1 points [1.2, 7.0], Holm p = 0.020; "
+            "1 selector could not be judged.",
+        ),
+        ([FAILED], "No selector could be compared with random."),
+    ],
+)
+def test_headline(entries, said):
+    assert wording.headline(results(), lines(*entries)) == [said]
+
+
+def test_headline_has_a_sentence_per_fraction_and_leaves_controls_out():
+    table = pd.concat(
+        [
+            lines(WIN, ("oracle", 9.0, 8.0, 10.0, 0.0, "better"), fraction=0.25),
+            lines(TIE, fraction=0.5),
+        ]
+    )
+    said = wording.headline(results(0.25, 0.5), table)
+    assert said[0].startswith("Keeping 25%: influence/combined beats random by 4.1 points")
+    assert said[1].startswith("Keeping 50%: no selector differs detectably")
+    assert "oracle" not in " ".join(said)
+
+
+def test_unfinished_experiment_says_so(make_results):
+    folder = make_results(seeds=(0,))
+    text = (folder / "protocol.toml").read_text().replace('"seeds" = [0]', '"seeds" = [0, 1, 2]')
+    (folder / "protocol.toml").write_text(text)
+    (found,) = load(folder)
+    said = wording.headline(found, lines(WIN))
+    assert said[-1] == "Provisional: 10 of 16 cells have not run."
+    assert ("length@0.5", "not run, seeds 1 and 2") in wording.failures(found)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.1234, "12.3"), (-0.04, "\N{MINUS SIGN}4.0"), (-0.0001, "0.0"), (math.nan, "\N{EN DASH}")],
+)
+def test_points(value, shown):
+    assert wording.points(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("p", "shown"),
+    [(0.0004, "<0.001"), (0.0123, "0.012"), (0.5, "0.50"), (math.nan, "\N{EN DASH}")],
+)
+def test_p_value(p, shown):
+    assert wording.p_value(p) == shown
+
+
+def test_listing():
+    assert wording.listing(["a"]) == "a"
+    assert wording.listing(["a", "b", "c"]) == "a, b and c"
