@@ -1,8 +1,8 @@
 """The named entry points of the project.
 
-    python -m pip install nox
-    python -m nox -s benchmark      set everything up and run the main job
-    python -m nox -s tests          pass the tests
+python -m pip install nox
+python -m nox -s benchmark      set everything up and run the main job
+python -m nox -s tests          pass the tests
 """
 
 from __future__ import annotations

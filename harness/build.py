@@ -25,7 +25,7 @@ from harness.config import DataConfig, PoolConfig
 from harness.executors import Report
 from harness.pool import Pool
 from harness.selector import Progress, Selector, best, check_positions, check_scores
-from harness.signals import Signals, model_folder
+from harness.signals import Signals, model_folder, positions_of
 from harness.stage import Stage
 from harness.store import LOG, Store
 from harness.subset import budget_of, read_scores, write_scores, write_subset
@@ -298,7 +298,8 @@ class Builder:
         prompts = [queries.prompt_ids(i).tolist() for i in range(len(queries))]
         limit = int(self.stage.inputs["max_tokens"])
         length = max(len(p) for p in prompts) + limit
-        with Engine(self._parent("model"), self.stage.inputs["engine"]["name"], length) as engine:
+        name = self.stage.inputs["engine"]["name"]
+        with Engine(self._parent("model"), name, length, device=device()) as engine:
             completions = engine.generate(prompts, Decoding(max_tokens=limit))
         first = [row[0] for row in completions]
         correct = [
@@ -398,7 +399,7 @@ class Builder:
 
 
 class Evaluation:
-    """All missing tasks of one checkpoint, on one engine."""
+    """All missing tasks of one checkpoint, on one engine and in one call of lm-eval."""
 
     def __init__(self, job: Job, store: Store, progress: Progress) -> None:
         self.job = job
@@ -406,44 +407,46 @@ class Evaluation:
         self.progress = progress
 
     def run(self) -> None:
-        """Make each task's samples; the engine's start is part of the first one's time."""
-        from harness.evaluate import Engine
-
-        first = self.job.stages[0]
-        tasks = [stage for stage in self.job.stages if not self.store.has(stage.kind, stage.key)]
-        if not tasks:
+        """Make each task's samples; the whole time is noted with the first of them."""
+        stages = [stage for stage in self.job.stages if not self.store.has(stage.kind, stage.key)]
+        if not stages:
             return
-        longest = max(int(stage.inputs["max_tokens"]) for stage in tasks)
-        longest += max(self._longest_prompt(stage) for stage in tasks)
         start = time.perf_counter()
-        model = model_folder(first.parents["model"], self.store)
-        name, threads = first.inputs["engine"]["name"], first.inputs["threads"]
-        engine = Engine(model, name, longest, threads=threads, verbose=self.job.verbose)
-        with engine:
-            started = time.perf_counter() - start
-            for number, stage in enumerate(self.progress(tasks, "tasks", len(tasks))):
-                extra = started if number == 0 else 0.0
-                build = partial(self._task, engine, stage, extra)
-                self.store.make(
-                    stage.kind, stage.key, stage.recipe, build, lambda: self.job.provenance
-                )
+        [samples] = self.progress(map(self._samples, [stages]), f"{len(stages)} tasks", 1)
+        seconds = time.perf_counter() - start
+        for stage in stages:
+            own = samples[samples["task"] == stage.inputs["task"]]
+            build = partial(self._write, own, seconds if stage is stages[0] else 0.0)
+            self.store.make(stage.kind, stage.key, stage.recipe, build, lambda: self.job.provenance)
+
+    def _samples(self, stages: list[Stage]) -> Any:
+        from harness.evaluate import Decoding, Engine, Task
+
+        inputs = stages[0].inputs  # but for the task, the same in all
+        decoding = Decoding(
+            max_tokens=inputs["max_tokens"],
+            decodes=inputs["decodes"],
+            temperature=inputs["temperature"],
+            seed=inputs.get("seed", 0),
+        )
+        length = max(map(self._longest_prompt, stages)) + decoding.max_tokens
+        model = model_folder(stages[0].parents["model"], self.store)
+        length = min(length, positions_of(model))
+        name, verbose = inputs["engine"]["name"], self.job.verbose
+        tasks = [Task(stage.inputs["task"], self._items(stage)) for stage in stages]
+        with Engine(
+            model, name, length, threads=inputs["threads"], device=device(), verbose=verbose
+        ) as engine:
+            return engine.evaluate(tasks, decoding)
+
+    def _items(self, stage: Stage) -> Path:
+        return self.store.folder("items", stage.parents["items"].key) / "items.jsonl"
 
     def _longest_prompt(self, stage: Stage) -> int:
         # A token is at least one byte, except for the few that a tokenizer adds by itself.
-        items = self.store.folder("items", stage.parents["items"].key) / "items.jsonl"
-        lines = items.read_text(encoding="utf-8").splitlines()
+        lines = self._items(stage).read_text(encoding="utf-8").splitlines()
         return max(len(json.loads(line)["prompt"].encode()) for line in lines) + 8
 
-    def _task(self, engine: Any, stage: Stage, extra: float, work: Path) -> dict[str, Any]:
-        from harness.evaluate import Decoding, Task
-
-        data = self.store.folder("items", stage.parents["items"].key) / "items.jsonl"
-        decoding = Decoding(
-            max_tokens=stage.inputs["max_tokens"],
-            decodes=stage.inputs["decodes"],
-            temperature=stage.inputs["temperature"],
-            seed=stage.inputs.get("seed", 0),
-        )
-        samples = engine.evaluate([Task(stage.inputs["task"], data)], decoding)
+    def _write(self, samples: Any, seconds: float, work: Path) -> dict[str, Any]:
         samples.to_parquet(work / "samples.parquet", index=False)
-        return {"accuracy": float(samples["correct"].mean()), "engine_seconds": extra}
+        return {"accuracy": float(samples["correct"].mean()), "engine_seconds": seconds}

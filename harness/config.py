@@ -277,10 +277,11 @@ def _unnamed(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def row_name(selector: str, params: dict[str, Any]) -> str:
-    """`selector` or `selector/variant`; the variant is `name`, else the parameters' values."""
+    """`selector` or `selector/variant`; the variant is `name`, else what the parameters say."""
     if "name" in params:
         return f"{selector}/{params['name']}"
-    variant = "-".join(str(value) for value in params.values())
+    parts = [v if isinstance(v, str) else f"{key}={v}" for key, v in params.items()]
+    variant = "-".join(parts)
     return f"{selector}/{variant}" if variant else selector
 
 

@@ -218,7 +218,7 @@ def _texts(rows: list[Row | None], config: DataConfig, report: Report) -> dict[i
         problem = _problem(row, config)
         if problem is None and name is None:
             problem = f"empty or missing {config.id!r}"
-        if problem is None and counts[name] > 1:
+        if problem is None and name is not None and counts[name] > 1:
             problem = "duplicate id"
         if problem is not None:
             report.add(problem, number)
@@ -271,7 +271,10 @@ def read_items(
         ValueError: a row without prompt or answer, or an id that repeats; every one is named.
     """
     config = DataConfig(
-        dataset=path.name, prompt=columns["prompt"], response=columns["answer"], id=columns.get("id")
+        dataset=path.name,
+        prompt=columns["prompt"],
+        response=columns["answer"],
+        id=columns.get("id"),
     )
     rows, report = read(config, path)
     texts = _texts(rows, config, report)
@@ -279,6 +282,10 @@ def read_items(
         raise ValueError(f"{report}\nexpected a prompt, an answer and an own id in every row")
     prompts = render((t["prompt"] for t in texts.values()), columns.get("template"), tokenizer)
     return [
-        {"id": text["id"], "prompt": prompt, "answer": extract(text["response"]) or text["response"]}
+        {
+            "id": text["id"],
+            "prompt": prompt,
+            "answer": extract(text["response"]) or text["response"],
+        }
         for text, prompt in zip(texts.values(), prompts, strict=True)
     ]

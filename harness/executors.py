@@ -19,6 +19,7 @@ from typing import Any
 
 PARENT_CHECK_SECONDS = 1.0
 REPORT_SECONDS = 0.2
+DISMISS_SECONDS = 5.0
 
 Report = Callable[[str, int | None, int | None], None]
 """Called inside a job with a description, steps done and steps in all."""
@@ -78,7 +79,10 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            for worker in self.workers:
+                self._dismiss(worker)
         for worker in self.workers:
             self._stop(worker)
 
@@ -157,6 +161,12 @@ class Workers:
                     os.environ[name] = value
         theirs.close()
 
+    def _dismiss(self, worker: Worker) -> None:
+        """Let an idle worker end by itself, so that its libraries tidy up after themselves."""
+        if worker.pipe is not None and worker.job is None and worker.process.is_alive():
+            worker.pipe.send(None)
+            worker.process.join(DISMISS_SECONDS)
+
     def _stop(self, worker: Worker) -> None:
         if worker.pipe is not None:
             worker.pipe.close()
@@ -190,6 +200,8 @@ def _serve(
         try:
             job = pipe.recv()
         except EOFError:
+            return
+        if job is None:
             return
         try:
             message = ("done", target(job, report))

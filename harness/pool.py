@@ -97,7 +97,9 @@ class Pool:
             ids=tuple(self.ids[p] for p in chosen),
             input_ids=tuple(self.input_ids[p] for p in chosen),
             labels=tuple(self.labels[p] for p in chosen),
-            columns={name: tuple(values[p] for p in chosen) for name, values in self.columns.items()},
+            columns={
+                name: tuple(values[p] for p in chosen) for name, values in self.columns.items()
+            },
             truncated=tuple(self.truncated[p] for p in chosen),
         )
 

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 Positions = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
 
-NEEDS = ("model", "tokenizer", "features", "decodes", "queries", "reference", "influence")
+NEEDS = (
+    "model",
+    "tokenizer",
+    "features",
+    "decodes",
+    "queryset",
+    "queries",
+    "reference",
+    "influence",
+)
 """What a selector may declare in `needs`; `row:NAME` asks for another row's chosen ids."""
 
 
@@ -69,7 +78,9 @@ class Progress(Protocol):
 
     def __call__(
         self, iterable: Iterable[Any], description: str = "", total: int | None = None
-    ) -> Iterable[Any]: ...
+    ) -> Iterable[Any]:
+        """The entries of `iterable`."""
+        ...
 
 
 def no_progress(
@@ -147,6 +158,11 @@ class Context:
     def decodes(self) -> Decodes:
         """Sampled and graded answers of the base model to the pool's questions."""
         return self._get("decodes")  # type: ignore[no-any-return]
+
+    @property
+    def queryset(self) -> Pool:
+        """The query problems with their reference responses; needs no fine-tuning."""
+        return self._get("queryset")  # type: ignore[no-any-return]
 
     @property
     def queries(self) -> Queries:

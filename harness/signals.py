@@ -7,6 +7,7 @@ of everything its selection needs, whoever happened to pay first.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -46,6 +47,13 @@ def load_model(folder: Path, device: str) -> PreTrainedModel:
         folder, dtype="float32", attn_implementation="eager"
     )
     return model.to(device).eval()
+
+
+def positions_of(folder: Path) -> int:
+    """Longest sequence that a model's positions allow."""
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings = settings.get("text_config", settings)
+    return int(settings.get("max_position_embeddings", 2**20))
 
 
 def load_queries(parents: Mapping[str, Stage], store: Store) -> Queries:
@@ -193,11 +201,14 @@ class Signals:
             )
 
         def write(folder: Path) -> dict[str, Any]:
-            longest = max(len(ids) for ids in pool.input_ids)
-            decoding = Decoding(max_tokens=longest, decodes=k, temperature=temperature, seed=0)
             prompts = [pool.prompt_ids(i).tolist() for i in range(len(pool))]
             folder_in = model_folder(model, self.store)
-            with Engine(folder_in, self.stage.inputs["engine"]["name"], 2 * longest) as engine:
+            # As long as the pool's longest response, as far as the model's positions reach.
+            prompt = max(map(len, prompts))
+            length = min(prompt + int(pool.response_lengths.max()), positions_of(folder_in))
+            decoding = Decoding(max_tokens=length - prompt, decodes=k, temperature=temperature)
+            name = self.stage.inputs["engine"]["name"]
+            with Engine(folder_in, name, length, device=self.device) as engine:
                 completions = engine.generate(prompts, decoding)
             correct = [
                 [is_correct(c.text, answer) for c in row]
@@ -246,6 +257,12 @@ class Signals:
         # An empty side has no columns; the selector that wants it says what is missing.
         correct = completed(queries, queries.C, right)
         incorrect = completed(queries, queries.I, queries.after_ids)
+        if not len(correct) and not len(incorrect):
+            raise ValueError(
+                f"fine-tuning on the whole pool changed none of {len(queries.pool)} queries from "
+                "wrong to right or back (C and I are empty); expected at least one: ask more "
+                "queries, or train longer"
+            )
         frame = influence_scores(
             self.reference(),
             self.pool,

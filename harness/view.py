@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -22,40 +22,29 @@ TYPICAL_SECONDS = {"base": 80.0, "checkpoint": 8.0, "samples": 7.0, "scores": 15
 TYPICAL_OTHER = 3.0
 
 
-class View(Protocol):
-    """What a run tells while it goes on."""
-
-    def begin(self, cells: Sequence[Cell], jobs: Sequence[Job], workers: int) -> None: ...
-    def update(self, workers: Workers, waiting: Sequence[Job]) -> None: ...
-    def finished(self, job: Job) -> None: ...
-    def cell_done(self, cell: Cell) -> None: ...
-    def note(self, text: str) -> None: ...
-    def end(self) -> None: ...
-
-
-class Quiet:
-    """A view that shows nothing, for tests and programs."""
+class View:
+    """What a run tells while it goes on; this one shows nothing, for tests and programs."""
 
     def begin(self, cells: Sequence[Cell], jobs: Sequence[Job], workers: int) -> None:
-        """Nothing."""
+        """The run starts with this much to do."""
 
     def update(self, workers: Workers, waiting: Sequence[Job]) -> None:
-        """Nothing."""
+        """Called a few times a second."""
 
     def finished(self, job: Job) -> None:
-        """Nothing."""
+        """A job succeeded."""
 
     def cell_done(self, cell: Cell) -> None:
-        """Nothing."""
+        """A cell has its record."""
 
     def note(self, text: str) -> None:
-        """Nothing."""
+        """Something worth a line that stays."""
 
     def end(self) -> None:
-        """Nothing."""
+        """The run is over, however it ended."""
 
 
-class Progress:
+class Progress(View):
     """Cells done, running and to do, with the time left; live on a terminal, lines elsewhere."""
 
     def __init__(self, console: Console) -> None:

@@ -112,7 +112,7 @@ class GlobalPython(Selector):
 @dataclass(frozen=True)
 class GlobalNumpy(Selector):
     def select(self, pool: Any, budget: int, context: Context) -> Positions:
-        return np.random.permutation(len(pool))[:budget]  # noqa: NPY002
+        return np.random.permutation(len(pool))[:budget]
 
 
 @dataclass(frozen=True)

@@ -147,11 +147,11 @@ def test_globals_are_left_alone(base: Path, pool: Pool, tmp_path: Path) -> None:
 
     random.seed(1)
     torch.set_num_threads(2)
-    before = (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+    before = (random.getstate(), np.random.get_state()[1].tolist())
     torch_before, bars = torch.get_rng_state(), logging.is_progress_bar_enabled()
     shared = dict(PartialState._shared_state), dict(AcceleratorState._shared_state)
     train(base, pool, RECIPE, 0, tmp_path / "out")
-    after = (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+    after = (random.getstate(), np.random.get_state()[1].tolist())
     assert after == before
     assert torch.equal(torch.get_rng_state(), torch_before)
     assert torch.get_num_threads() == 2

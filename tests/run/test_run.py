@@ -12,7 +12,7 @@ import pytest
 from harness import build, config, plan, record
 from harness import run as running
 from harness.store import Store
-from harness.view import Quiet
+from harness.view import View
 from harness.watch import TrainingDiverged
 
 TOML = """
@@ -89,7 +89,7 @@ def world(tmp_path, monkeypatch):
             path.write_text(text)
             made = plan.make(config.load(path), path)
             options = {"workers": 1, **options}
-            return running.Run(made, self.store, self.results, **options).execute(Quiet())
+            return running.Run(made, self.store, self.results, **options).execute(View())
 
         def newest(self):
             return record.newest(record.read(self.results))
