@@ -50,9 +50,6 @@ def main() -> None:
         app()
     except (ValueError, FileNotFoundError) as error:
         refuse(error)
-    except KeyboardInterrupt:
-        err.print("\nStopped. What is finished is stored; the same command continues from there.")
-        sys.exit(130)
 
 
 def refuse(error: Exception) -> NoReturn:
@@ -194,6 +191,10 @@ def run(
     view = Progress(out)
     try:
         summary = job.execute(view)
+    except KeyboardInterrupt:
+        view.end()
+        err.print("Stopped. What is finished is stored; the same command continues from there.")
+        raise typer.Exit(130) from None
     finally:
         view.end()
     if report:

@@ -74,7 +74,7 @@ class DataConfig(Model):
 class PoolConfig(DataConfig):
     """The pool that selectors choose from."""
 
-    errors: Literal["systematic", "random"] = "systematic"
+    errors: Literal["systematic", "random", "none"] = "systematic"
     invalid: Literal["refuse", "drop"] = "refuse"
 
     @model_validator(mode="after")

@@ -137,14 +137,17 @@ class Run:
 
     def jobs(self) -> list[Job]:
         """Work that is still to be done, most urgent first."""
-        ends = [stage for cell in self.cells for stage in cell.samples.values()]
-        stages = together([*self.plan.proofs, *ends])
+        ends = [*self.plan.proofs]
+        ends += [stage for cell in self.cells for stage in cell.samples.values()]
+        if self.cells == list(self.plan.cells):  # |C| and |I| are facts of every whole run
+            ends += [q[when] for q in self.plan.queries.values() for when in ("before", "after")]
+        stages = together(ends)
         missing = {
             key: stage
             for key, stage in stages.items()
             if stage.kind not in EXTERNAL and not self.store.has(stage.kind, key)
         }
-        needed = self._needed(missing, [*self.plan.proofs, *ends])
+        needed = self._needed(missing, ends)
         weight = descendants(needed)
         groups: dict[str, list[Stage]] = {}
         for key, stage in needed.items():

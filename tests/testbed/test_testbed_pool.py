@@ -156,7 +156,7 @@ def test_systematic_errors_are_always_the_same_wrong_fact() -> None:
             facts.setdefault((left, right), set()).add(value)
         elif row["quality"] == "wrong-answer":
             assert int(row["answer"]) == (parse(row["prompt"]).answer + 1) % 10
-    assert len(facts) > 10
+    assert len(facts) == 10
     assert all(values == {(a * b + 1) % 10} for (a, b), values in facts.items())
 
 

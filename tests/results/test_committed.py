@@ -1,0 +1,89 @@
+"""What is committed in results/ and reports/: whole, consistent, and reproducible from itself."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness import calibration, config, record, report
+from harness.results import load
+from harness.store import digest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results"
+EXPERIMENTS = sorted(path.parent.name for path in RESULTS.glob("*/records.jsonl"))
+COMPLETE = ("commit", "dirty", "packages", "python", "platform", "device", "processor", "engine")
+
+
+def test_quick_and_calibration_are_committed():
+    assert {"quick", "calibration"} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_cell_of_the_protocol_is_done_exactly_once(name):
+    for arm in load(RESULTS / name):
+        names = [cell.name for cell in arm.cells]
+        assert len(set(names)) == len(names)
+        assert {cell.status for cell in arm.cells} == {"done"}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_records_are_complete_and_their_files_exist(name):
+    folder = RESULTS / name
+    import tomllib
+
+    protocol = digest(tomllib.loads((folder / "protocol.toml").read_text()))
+    for entry in record.newest(record.read(folder)).values():
+        assert entry["schema"] == record.SCHEMA
+        assert entry["protocol"] == protocol, entry["cell"]
+        assert all(entry["provenance"].get(key) is not None for key in COMPLETE)
+        assert entry["provenance"]["dirty"] is False, "recorded with uncommitted changes"
+        samples = pd.read_parquet(folder / entry["samples"])
+        means = samples.groupby("task")["correct"].mean()
+        assert entry["accuracy"] == pytest.approx(means.to_dict())
+        if entry["row"] != "base":
+            chosen = pd.read_parquet(folder / entry["selection"])
+            assert chosen["chosen"].sum() == entry["n_examples"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_tables_are_what_the_records_give(name, tmp_path):
+    report.build(RESULTS / name, tmp_path)
+    for text in ("main.csv", "main.md", "main.tex"):
+        committed = (ROOT / "reports" / name / text).read_text()
+        assert (tmp_path / text).read_text() == committed, text
+
+
+def test_quick_ranks_the_controls():
+    table = pd.read_csv(ROOT / "reports/quick/main.csv")
+    means = table[table["task"] == "mean"].set_index("row")["mean"]
+    assert means["oracle"] > means["random"] > means["anti-oracle"]
+
+
+def test_calibration_file_and_table_are_what_the_records_give():
+    arms = {arm.arm: arm for arm in load(RESULTS / "calibration")}
+    found = calibration.measure(arms)
+    stored = json.loads((RESULTS / "testbed/calibration.json").read_text())
+    assert stored == json.loads(json.dumps(found))
+    assert calibration.markdown(found) in (RESULTS / "README.md").read_text()
+
+
+def test_the_calibrated_settings_are_those_of_the_experiments():
+    loaded = {
+        name: config.load(ROOT / f"experiments/{name}.toml")
+        for name in ("quick", "testbed", "calibration")
+    }
+    for part in ("pool", "model", "train", "query", "evaluate"):
+        values = {getattr(experiment, part).model_dump_json() for experiment in loaded.values()}
+        assert len(values) == 1, part
+
+
+def test_the_readme_shows_the_committed_table():
+    page = (ROOT / "README.md").read_text()
+    shown = page.partition("<!-- quick -->")[2].partition("<!-- /quick -->")[0]
+    table = pd.read_csv(ROOT / "reports/quick/main.csv")
+    means = table[table["task"] == "mean"].set_index("row")["mean"]
+    rows = dict(re.findall(r"^\| ([^ |]+) \| ([0-9.]+) ", shown, flags=re.MULTILINE))
+    assert {name: f"{100 * mean:.1f}" for name, mean in means.items()} == rows
