@@ -1,20 +1,16 @@
-"""How each kind of stage is made: the only module that runs models, in worker processes.
+"""How each kind of stage is made; the code that runs in worker processes.
 
 Every builder gets a fresh folder, writes its files there and returns facts worth keeping; the
-store does the rest. A job is one stage, or all tasks of one checkpoint, which share an engine.
+store does the rest.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,108 +18,15 @@ from typing import Any
 import numpy as np
 
 from harness.config import DataConfig, PoolConfig
-from harness.executors import Report
 from harness.pool import Pool
 from harness.selector import Progress, Selector, best, check_positions, check_scores
 from harness.signals import Signals, model_folder, positions_of
 from harness.stage import Stage
-from harness.store import LOG, Store
+from harness.store import Store
 from harness.subset import budget_of, read_scores, write_scores, write_subset
 
 HIDDEN = "hidden.parquet"
 """Columns of the testbed that selectors must not see."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Stages that one worker makes in one go, and what it needs to know for that."""
-
-    stages: tuple[Stage, ...]
-    store: str
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    verbose: bool = False
-
-    @property
-    def label(self) -> str:
-        """For the live view."""
-        first = self.stages[0]
-        if first.kind == "samples":
-            return "evaluate" + first.label.partition(" of")[2]
-        return first.label
-
-
-def run_job(job: Job, report: Report) -> dict[str, Any]:
-    """Make every stage of `job`; called inside a worker."""
-    store = Store(Path(job.store))
-    first = job.stages[0]
-    keep = store.failure_folder(first.kind, first.key)
-    keep.mkdir(parents=True, exist_ok=True)
-    progress = reporting(report)
-    try:
-        with captured(keep / LOG, job.verbose):
-            try:
-                _make_all(job, store, progress)
-            except Exception:
-                traceback.print_exc()
-                raise
-    except Exception as error:
-        described = {"message": f"{type(error).__name__}: {error}"}
-        (keep / "error.json").write_text(json.dumps(described) + "\n")
-        raise
-    final = store.folder(first.kind, first.key)
-    if (keep / LOG).exists():
-        os.replace(keep / LOG, final / LOG)
-    for leftover in keep.glob("*"):
-        leftover.unlink(missing_ok=True)
-    keep.rmdir()
-    return {}
-
-
-def _make_all(job: Job, store: Store, progress: Progress) -> None:
-    if job.stages[0].kind == "samples":
-        Evaluation(job, store, progress).run()
-        return
-    for stage in job.stages:
-        builder = Builder(stage, store, progress, lambda: job.provenance)
-        store.make(stage.kind, stage.key, stage.recipe, builder.build, lambda: job.provenance)
-
-
-def reporting(report: Report) -> Progress:
-    """A progress that tells the parent process."""
-
-    def progress(
-        iterable: Iterable[Any], description: str = "", total: int | None = None
-    ) -> Iterator[Any]:
-        if total is None and hasattr(iterable, "__len__"):
-            total = len(iterable)  # type: ignore[arg-type]
-        report(description, 0, total)
-        for done, entry in enumerate(iterable, 1):
-            yield entry
-            report(description, done, total)
-
-    return progress
-
-
-@contextlib.contextmanager
-def captured(path: Path, verbose: bool) -> Iterator[None]:
-    """Send everything that this process prints, C libraries included, to `path`."""
-    if verbose:
-        yield
-        return
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    with path.open("wb") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for old, number in zip(saved, (1, 2), strict=True):
-                os.dup2(old, number)
-                os.close(old)
 
 
 def device() -> str:
@@ -401,14 +304,23 @@ class Builder:
 class Evaluation:
     """All missing tasks of one checkpoint, on one engine and in one call of lm-eval."""
 
-    def __init__(self, job: Job, store: Store, progress: Progress) -> None:
-        self.job = job
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        store: Store,
+        progress: Progress,
+        provenance: Callable[[], Mapping[str, Any]] = dict,
+        verbose: bool = False,
+    ) -> None:
+        self.stages = [stage for stage in stages if not store.has(stage.kind, stage.key)]
         self.store = store
         self.progress = progress
+        self.provenance = provenance
+        self.verbose = verbose
 
     def run(self) -> None:
         """Make each task's samples; the whole time is noted with the first of them."""
-        stages = [stage for stage in self.job.stages if not self.store.has(stage.kind, stage.key)]
+        stages = self.stages
         if not stages:
             return
         start = time.perf_counter()
@@ -417,7 +329,7 @@ class Evaluation:
         for stage in stages:
             own = samples[samples["task"] == stage.inputs["task"]]
             build = partial(self._write, own, seconds if stage is stages[0] else 0.0)
-            self.store.make(stage.kind, stage.key, stage.recipe, build, lambda: self.job.provenance)
+            self.store.make(stage.kind, stage.key, stage.recipe, build, self.provenance)
 
     def _samples(self, stages: list[Stage]) -> Any:
         from harness.evaluate import Decoding, Engine, Task
@@ -432,10 +344,15 @@ class Evaluation:
         length = max(map(self._longest_prompt, stages)) + decoding.max_tokens
         model = model_folder(stages[0].parents["model"], self.store)
         length = min(length, positions_of(model))
-        name, verbose = inputs["engine"]["name"], self.job.verbose
+        name = inputs["engine"]["name"]
         tasks = [Task(stage.inputs["task"], self._items(stage)) for stage in stages]
         with Engine(
-            model, name, length, threads=inputs["threads"], device=device(), verbose=verbose
+            model,
+            name,
+            length,
+            threads=inputs["threads"],
+            device=device(),
+            verbose=self.verbose,
         ) as engine:
             return engine.evaluate(tasks, decoding)
 

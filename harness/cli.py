@@ -148,7 +148,7 @@ def plan(experiment: ExperimentName, store: Store = None, as_json: AsJson = Fals
         return
     table = Table(box=None, padding=(0, 2))
     for column in forecast.COLUMNS:
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "row")
     for line in picture["rows"]:
         table.add_row(*(str(line[name]) for name in forecast.COLUMNS))
     out.print(table)

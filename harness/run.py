@@ -16,8 +16,8 @@ from typing import Any
 import tomli_w
 
 from harness import outcome, record
-from harness.build import Job, run_job
 from harness.executors import Outcome, Workers, available_cores
+from harness.job import Job, run_job
 from harness.plan import Cell, Plan
 from harness.stage import EXTERNAL, Stage, together
 from harness.store import Store, digest

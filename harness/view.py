@@ -12,8 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from harness.build import Job
 from harness.executors import Workers
+from harness.job import Job
 from harness.plan import Cell
 
 PLAIN_SECONDS = 15.0

@@ -11,6 +11,7 @@ import pytest
 
 from harness import build, config, plan, record
 from harness import run as running
+from harness.job import reporting
 from harness.store import Store
 from harness.view import View
 from harness.watch import TrainingDiverged
@@ -50,7 +51,7 @@ def pretend(job, report):
         if os.environ.get("PRETEND_DIVERGE") == stage.label:
             raise TrainingDiverged(3, "loss is nan")
         if stage.kind not in ("base", "checkpoint", "samples"):
-            progress = build.reporting(report)
+            progress = reporting(report)
             builder = build.Builder(stage, store, progress, dict).build
         else:
             builder = make_believe(stage)

@@ -1,0 +1,118 @@
+"""A job: the stages that one worker makes in one go, with its progress and its log.
+
+A job is one stage, or all tasks of one checkpoint, which share an engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.executors import Report
+from harness.selector import Progress
+from harness.stage import Stage
+from harness.store import LOG, Store
+
+
+@dataclass(frozen=True)
+class Job:
+    """Stages that one worker makes in one go, and what it needs to know for that."""
+
+    stages: tuple[Stage, ...]
+    store: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    verbose: bool = False
+
+    @property
+    def label(self) -> str:
+        """For the live view."""
+        first = self.stages[0]
+        if first.kind == "samples":
+            return "evaluate" + first.label.partition(" of")[2]
+        return first.label
+
+
+def run_job(job: Job, report: Report) -> dict[str, Any]:
+    """Make every stage of `job`; called inside a worker."""
+    store = Store(Path(job.store))
+    first = job.stages[0]
+    keep = store.failure_folder(first.kind, first.key)
+    keep.mkdir(parents=True, exist_ok=True)
+    progress = reporting(report)
+    try:
+        with captured(keep / LOG, job.verbose):
+            try:
+                _make_all(job, store, progress)
+            except Exception:
+                traceback.print_exc()
+                raise
+    except Exception as error:
+        described = {"message": f"{type(error).__name__}: {error}"}
+        (keep / "error.json").write_text(json.dumps(described) + "\n")
+        raise
+    final = store.folder(first.kind, first.key)
+    if (keep / LOG).exists():
+        os.replace(keep / LOG, final / LOG)
+    for leftover in keep.glob("*"):
+        leftover.unlink(missing_ok=True)
+    keep.rmdir()
+    return {}
+
+
+def _make_all(job: Job, store: Store, progress: Progress) -> None:
+    from harness.build import Builder, Evaluation
+
+    def provenance() -> Mapping[str, Any]:
+        return job.provenance
+
+    if job.stages[0].kind == "samples":
+        Evaluation(job.stages, store, progress, provenance, job.verbose).run()
+        return
+    for stage in job.stages:
+        builder = Builder(stage, store, progress, provenance)
+        store.make(stage.kind, stage.key, stage.recipe, builder.build, provenance)
+
+
+def reporting(report: Report) -> Progress:
+    """A progress that tells the parent process."""
+
+    def progress(
+        iterable: Iterable[Any], description: str = "", total: int | None = None
+    ) -> Iterator[Any]:
+        if total is None and hasattr(iterable, "__len__"):
+            total = len(iterable)  # type: ignore[arg-type]
+        report(description, 0, total)
+        for done, entry in enumerate(iterable, 1):
+            yield entry
+            report(description, done, total)
+
+    return progress
+
+
+@contextlib.contextmanager
+def captured(path: Path, verbose: bool) -> Iterator[None]:
+    """Send everything that this process prints, C libraries included, to `path`."""
+    if verbose:
+        yield
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with path.open("wb") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for old, number in zip(saved, (1, 2), strict=True):
+                os.dup2(old, number)
+                os.close(old)
