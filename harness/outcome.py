@@ -66,6 +66,22 @@ def parents(cell: Cell) -> dict[str, Any]:
     return found
 
 
+def recorded(
+    cell: Cell, last: Mapping[str, Any] | None, protocol: str, store: Store, folder: Path
+) -> bool:
+    """Whether the newest record of `cell` is already about these very artefacts."""
+    if last is None or last["status"] != "done":
+        return False
+    made = artefact(store, next(iter(cell.samples.values()))).meta["created"]
+    same = (last["key"], last["protocol"], last["provenance"]["created"]) == (
+        cell_key(cell),
+        protocol,
+        made,
+    )
+    files = [last[name] for name in ("samples", "selection") if last[name] is not None]
+    return same and all((folder / name).exists() for name in files)
+
+
 def done(cell: Cell, plan: Plan, protocol: str, store: Store, folder: Path) -> dict[str, Any]:
     """Write a finished cell's samples and selection into `folder`; return its record."""
     samples = {task: artefact(store, stage) for task, stage in cell.samples.items()}

@@ -103,6 +103,7 @@ class Run:
             "threads": threads,
         }
         self.protocol = ""
+        self.newest: dict[str, Mapping[str, Any]] = {}
         self.failures: dict[str, tuple[Stage, Mapping[str, Any]]] = {}
         self.tries: dict[str, int] = {}
         self.open_cells: list[Cell] = []
@@ -111,6 +112,7 @@ class Run:
         """Make what is missing; return what happened. KeyboardInterrupt passes through."""
         start = time.monotonic()
         self.protocol = write_protocol(self.plan, self.results)
+        self.newest = record.newest(record.read(self.results))
         jobs = self.jobs()
         summary = Summary(cells=len(self.cells), made=len(jobs))
         self.open_cells = list(self.cells)
@@ -248,8 +250,11 @@ class Run:
             if not self._complete(cell):
                 still_open.append(cell)
                 continue
-            entry = outcome.done(cell, self.plan, self.protocol, self.store, self.results)
-            record.append(self.results, entry)
+            if not outcome.recorded(
+                cell, self.newest.get(cell.name), self.protocol, self.store, self.results
+            ):
+                entry = outcome.done(cell, self.plan, self.protocol, self.store, self.results)
+                record.append(self.results, entry)
             view.cell_done(cell)
         self.open_cells = still_open
 
