@@ -40,8 +40,8 @@ class BaseSpec:
     hidden: int = 96
     heads: int = 3
     steps: int = 1000
-    batch: int = 32
-    learning_rate: float = 3e-3
+    batch: int = 64
+    learning_rate: float = 2e-3
     seed: int = 0
     threads: int = 1
 
