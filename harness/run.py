@@ -159,7 +159,7 @@ class Run:
             Job(tuple(group), str(self.store.root.resolve()), self.provenance, self.verbose)
             for group in groups.values()
         ]
-        return sorted(jobs, key=lambda job: -max(weight[s.key] for s in job.stages))
+        return sorted(jobs, key=lambda job: -urgency(job, weight))
 
     def _needed(self, missing: dict[str, Stage], ends: list[Stage]) -> dict[str, Stage]:
         """Missing stages that an end really waits for: not those behind a stored artefact."""
@@ -297,6 +297,16 @@ def descendants(stages: Mapping[str, Stage]) -> dict[str, int]:
             if parent.key in below:
                 below[parent.key] |= {key} | below[key]
     return {key: len(found) for key, found in below.items()}
+
+
+def urgency(job: Job, weight: Mapping[str, int]) -> float:
+    """How much waits for a job; an evaluation goes just before the next training.
+
+    So cells are finished one by one, and a run that is stopped early has whole cells to show.
+    """
+    if job.stages[0].kind == "samples":
+        return len(job.stages) + 0.5
+    return max(weight[stage.key] for stage in job.stages)
 
 
 def has_gpu() -> bool:
