@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LEAST_HEIGHT = 2.1
+"""Inches that legend and labels need even for a single row."""
 ROW_HEIGHT = 0.235
 """Inches per row."""
 Lines = dict[tuple[str, float], Any]
@@ -57,7 +59,8 @@ def panels(
         heights += 0.4
     names = max((len(_name(results, row)) for row in places), default=1)
     width = min(0.35 + 0.075 * min(names, 34), 2.6) + (3.3 if columns == 1 else 1.95 * columns)
-    figure = Figure(figsize=(width, 0.75 + ROW_HEIGHT * heights), layout="constrained")
+    height = max(0.75 + ROW_HEIGHT * heights, LEAST_HEIGHT)
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])
     for axis, label in zip(axes, labels, strict=True):
         axis.set_title(label)

@@ -149,7 +149,8 @@ def _round(value: float) -> float:
 
 def _tick(value: float, _: int = 0) -> str:
     """A short label with a true minus sign."""
-    return f"{value:.3g}".replace("e-0", "e-").replace("-", "\N{MINUS SIGN}")
+    text = f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+    return text.replace("e-0", "e-").replace("-", "\N{MINUS SIGN}")
 
 
 def _legend(figure: Figure, marks: Mapping[str, tuple[str, str]], columns: int) -> None:
