@@ -239,7 +239,7 @@ class Builder:
         selector, pool, signals, context = self._selection()
         scores = check_scores(selector.score(pool, context), pool, self.stage.label)  # type: ignore[attr-defined]
         write_scores(work, pool, {"score": scores, **context.recorded})
-        return {"shared": signals.shared, "waited": signals.waited}
+        return signals.costs
 
     def _subset(self, work: Path) -> dict[str, Any]:
         inputs = self.stage.inputs
@@ -258,7 +258,7 @@ class Builder:
             positions = selector.select(pool, budget, context)
             if context.recorded:
                 write_scores(work, pool, context.recorded)
-            facts = {"shared": signals.shared, "waited": signals.waited}
+            facts = signals.costs
         positions = check_positions(positions, pool, budget, self.stage.label)
         write_subset(work, pool, positions)
         return {"examples": budget, **facts}

@@ -10,6 +10,7 @@ from typing import Any
 from harness.executors import available_cores
 from harness.plan import Cell, Plan
 from harness.run import Run, has_gpu, outcome_stages
+from harness.signals import parameters_of
 from harness.stage import EXTERNAL, Stage
 from harness.store import META, Store
 from harness.view import TYPICAL_OTHER, TYPICAL_SECONDS, clock
@@ -102,7 +103,7 @@ def _seconds(store: Store) -> dict[str, float]:
 
 
 def _size_notes(plan: Plan, store: Store, checkpoints: int) -> list[str]:
-    parameters = _parameters(_base(plan), store)
+    parameters = _known_size(_base(plan), store)
     if parameters is None:
         return ["Memory and disk: known once the base model is in the store or on disk."]
     lora = plan.experiment.train.method == "lora"
@@ -120,24 +121,6 @@ def _base(plan: Plan) -> Stage:
     return next(iter(cell.samples.values())).parents["model"]
 
 
-def _parameters(model: Stage, store: Store) -> int | None:
-    if model.kind not in EXTERNAL:
-        made = store.get(model.kind, model.key)
-        return None if made is None else int(made.info["parameters"])
-    folder = model.where.get("path")
-    return None if folder is None else weights_in(Path(folder))
-
-
-def weights_in(folder: Path) -> int | None:
-    """Parameters in a folder's safetensors files, read from their headers; None without any."""
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                size = 1
-                for extent in tensor["shape"]:
-                    size *= extent
-                total += size
-    return total or None
+def _known_size(model: Stage, store: Store) -> int | None:
+    stored = model.kind in EXTERNAL or store.has(model.kind, model.key)
+    return parameters_of(model, store) if stored else None

@@ -17,7 +17,8 @@ import pandas as pd
 from harness import record, testbed
 from harness.build import HIDDEN
 from harness.plan import Cell, Plan
-from harness.stage import EXTERNAL, Stage
+from harness.signals import BOTH, parameters_of
+from harness.stage import Stage
 from harness.store import Artefact, Store, digest
 from harness.subset import read_scores, read_subset
 
@@ -178,41 +179,26 @@ def selection_cost(subset: Stage, store: Store) -> dict[str, Any]:
     }
 
 
-def selection_flops(chain: list[Stage], store: Store) -> float:
-    """Estimated floating-point operations of a selection: 2 per parameter and token forward, 6
-    with the backward pass (counting as in selectors.md's model of cost)."""
+def selection_flops(chain: list[Stage], store: Store) -> float | None:
+    """Estimated floating-point operations of a selection; None where the model's size is unknown.
+
+    2 per parameter and token for a forward pass, 6 with the backward pass; the reference's own
+    training counts, and so do signals that another row has paid for.
+    """
     total = 0.0
     for stage in chain:
-        made = artefact(store, stage)
-        shared = made.info.get("shared", {})
-        if not shared and "reference" not in stage.parents:
+        operations = artefact(store, stage).info.get("operations", 0.0)
+        reference = stage.parents.get("reference")
+        if reference is not None:
+            operations += BOTH * artefact(store, reference).info["train"]["tokens"]
+        if not operations:
             continue
-        model = stage.parents.get("model") or stage.parents["reference"].parents["model"]
-        parameters = _parameters(model, store)
-        tokens = _pool_tokens(stage.parents["pool"], store)
-        if "features" in shared:
-            total += 2 * parameters * tokens
-        if "decodes" in shared:
-            total += 2 * parameters * tokens * stage.inputs["params"].get("k", 4)
-        if "influence" in shared:
-            # Two passes of forward and backward to fit, one for the ranks, and forward-mode
-            # scores at about three forward passes.
-            total += (3 * 6 + 3 * 2) * parameters * tokens
-        if "reference" in stage.parents:
-            log = artefact(store, stage.parents["reference"]).info["train"]
-            total += 6 * parameters * log["tokens"]
+        model = stage.parents["model"] if reference is None else reference.parents["model"]
+        parameters = parameters_of(model, store)
+        if parameters is None:
+            return None
+        total += operations * parameters
     return total
-
-
-def _parameters(model: Stage, store: Store) -> int:
-    if model.kind in EXTERNAL:
-        return 0  # unknown without reading gigabytes
-    return int(artefact(store, model).info["parameters"])
-
-
-def _pool_tokens(pool: Stage, store: Store) -> int:
-    column = pd.read_parquet(artefact(store, pool).folder / "pool.parquet", columns=["input_ids"])
-    return int(column["input_ids"].map(len).sum())
 
 
 def write_pools(plan: Plan, store: Store, folder: Path) -> None:

@@ -8,6 +8,7 @@ of everything its selection needs, whoever happened to pay first.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,34 @@ from harness.store import Artefact, Store
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel
+
+
+FORWARD, BOTH, FORWARD_MODE = 2, 6, 6
+"""Operations per parameter and token: a forward pass, one with its backward pass, and one that
+carries two derivatives along."""
+
+
+def tokens_of(pool: Pool) -> int:
+    """Tokens of a pool, prompts included."""
+    return sum(len(ids) for ids in pool.input_ids)
+
+
+def weights_in(folder: Path) -> int | None:
+    """Parameters in a folder's safetensors files, read from their headers; None without any."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
+        total += sum(math.prod(tensor["shape"]) for tensor in tensors)
+    return total or None
+
+
+def parameters_of(model: Stage, store: Store) -> int | None:
+    """Parameters of a model stage; None where its files are not on this machine."""
+    if model.kind in EXTERNAL and "path" not in model.where:
+        return None
+    return weights_in(model_folder(model, store))
 
 
 def model_folder(stage: Stage, store: Store) -> Path:
@@ -107,6 +136,8 @@ class Signals:
     provenance: Callable[[], Mapping[str, Any]]
     shared: dict[str, float] = field(default_factory=dict)
     waited: float = 0.0
+    operations: float = 0.0
+    """Estimated floating-point operations per model parameter."""
 
     def context(self, selector: Selector, rng: np.random.Generator | None) -> Context:
         """The context that `selector` is given."""
@@ -125,6 +156,11 @@ class Signals:
             if need.startswith("row:"):
                 providers[need] = partial(self._chosen, need)
         return Context(providers, needs=needs, rng=rng, device=self.device, progress=self.progress)
+
+    @property
+    def costs(self) -> dict[str, Any]:
+        """Seconds and operations of what was used, whoever made it, and the time waited for it."""
+        return {"shared": self.shared, "waited": self.waited, "operations": self.operations}
 
     def base(self) -> PreTrainedModel:
         """The base model."""
@@ -179,6 +215,7 @@ class Signals:
         inputs = {"name": name, "data": pool.fingerprint}
         parents = {"model": self.stage.parents["model"]}
         made = self._shared(Stage("features", f"features {name}", inputs, parents), write)
+        self.operations += FORWARD * tokens_of(pool)
         arrays: dict[str, npt.NDArray[Any]] = load_file(made.folder / "features.safetensors")
         return arrays
 
@@ -222,6 +259,8 @@ class Signals:
         inputs = {"k": k, "temperature": temperature, "engine": dict(self.stage.inputs["engine"])}
         parents = {"model": model, "pool": self.stage.parents["pool"]}
         made = self._shared(Stage("decodes", "graded decodes of the pool", inputs, parents), write)
+        asked = sum(len(pool.prompt_ids(i)) for i in range(len(pool)))
+        self.operations += FORWARD * (asked + made.info["tokens"])
         rows = pq.read_table(made.folder / "decodes.parquet").column("correct").to_pylist()
         return np.asarray(rows, dtype=bool)
 
@@ -237,6 +276,8 @@ class Signals:
         roles = ("pool", "queryset", "before", "after", "reference")
         parents = {role: self.stage.parents[role] for role in roles}
         made = self._shared(Stage("influence", "influence scores", options, parents), write)
+        # Two passes of forward and backward to fit, one for the ranks, and forward-mode scores.
+        self.operations += (3 * BOTH + FORWARD_MODE) * tokens_of(self.pool)
         return pd.read_parquet(made.folder / "influence.parquet")
 
     def _influence(self, options: Mapping[str, Any]) -> tuple[pd.DataFrame, dict[str, Any]]:
