@@ -72,12 +72,19 @@ def _make_all(job: Job, store: Store, progress: Progress) -> None:
     def provenance() -> Mapping[str, Any]:
         return job.provenance
 
+    _import_heavy()
     if job.stages[0].kind == "samples":
         Evaluation(job.stages, store, progress, provenance, job.verbose).run()
         return
     for stage in job.stages:
         builder = Builder(stage, store, progress, provenance)
         store.make(stage.kind, stage.key, stage.recipe, builder.build, provenance)
+
+
+def _import_heavy() -> None:
+    """Load what jobs import, so that a worker's first job is not charged for it."""
+    import torch  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer  # noqa: F401
 
 
 def reporting(report: Report) -> Progress:
