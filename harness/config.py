@@ -17,8 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from harness.folders import EXPERIMENTS
 
-CONTROLS = ("base", "full", "random")
-"""Rows that every experiment has."""
 TESTBED_CONTROLS = ("oracle", "anti-oracle")
 """Rows that exist where the quality of each example is known."""
 TESTBED = "testbed:"

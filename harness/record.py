@@ -55,7 +55,9 @@ def read(folder: Path) -> list[dict[str, Any]]:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not a record: {error}") from None
+            raise ValueError(
+                f"{path}:{number}: not a record: {error}; expected one JSON object"
+            ) from None
     return records
 
 

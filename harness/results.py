@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from harness import record
 from harness.config import TESTBED, TESTBED_CONTROLS
 
 MAIN = "main"
@@ -147,12 +148,12 @@ def _arm(
     tasks, seeds = tuple(protocol["tasks"]), tuple(protocol["seeds"])
     cells = []
     for row, fraction, seed in _planned(rows, tuple(sorted(fractions)), seeds):
-        record = newest.get((arm, row, fraction, seed))
-        if record is None:
+        found = newest.get((arm, row, fraction, seed))
+        if found is None:
             name = f"{row}@{fraction:g}#{seed}"
             cells.append(Cell(name, row, fraction, seed, "missing", {}))
         else:
-            cells.append(Cell(record["cell"], row, fraction, seed, record["status"], record))
+            cells.append(Cell(found["cell"], row, fraction, seed, found["status"], found))
     pool = folder / ("pool.parquet" if arm == MAIN else f"pool-{arm}.parquet")
     return Results(
         folder=folder,
@@ -203,16 +204,9 @@ def _outcomes(folder: Path, cells: list[Cell], tasks: tuple[str, ...]) -> pd.Dat
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "records.jsonl"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; expected the records of a run")
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: {error}; expected one JSON object") from None
-    return records
+    if not (folder / record.RECORDS).is_file():
+        raise ValueError(f"{folder / record.RECORDS} does not exist; expected the records of a run")
+    return record.read(folder)
 
 
 def _toml(path: Path) -> dict[str, Any]:
