@@ -143,7 +143,7 @@ def test_explain_shows_the_chain_of_a_cell(smoke):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_killed_and_interrupted_runs_end_like_an_undisturbed_one(smoke, tmp_path):
     place = Place(tmp_path)
     for wanted, blow in ((12, signal.SIGKILL), (70, signal.SIGINT)):
