@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from harness.influence.head import drawn
 from harness.pool import IGNORED, Pool, collate
 
 Progress = Callable[..., Iterable[Any]]
@@ -72,14 +73,17 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """Keyword arguments of a forward pass; transformers models keep no key-value cache."""
-    inputs: dict[str, Any] = {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-    }
-    if hasattr(model, "config"):
-        inputs["use_cache"] = False
-    return inputs
+    """Keyword arguments of a forward pass; transformers models keep no key-value cache.
+
+    A causal model needs no mask for padding that stands right of all real tokens: none of them
+    looks there. Without one, attention kernels take their quicker causal path.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{type(model).__name__} is an encoder-decoder; expected a causal model")
+    return {"input_ids": batch.input_ids, "use_cache": False}
 
 
 def example_losses(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
@@ -98,26 +102,26 @@ def example_losses(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
     return total / (targets != IGNORED).sum(dim=1)
 
 
-def sampled_labels(logits: Tensor, batch: Batch, seed: int) -> Tensor:
-    """Labels [b, T] drawn from the model's own distribution at every loss-carrying position.
+def uniforms(batch: Batch, seed: int) -> Tensor:
+    """A number in [0, 1) for every loss-carrying position of a batch, row by row, [N].
 
     Every example has its own generator, seeded by (seed, example id), so that neither the batch
-    size nor the order of the pool changes a draw. Drawn by inverting the distribution function: a
-    draw can change only where rounding moves a step of that function across it (about one draw in
-    10^5 in single precision).
+    size nor the order of the pool changes a draw.
     """
+    counts = batch.carrying.sum(dim=1).tolist()
+    parts = [
+        torch.rand(count, generator=_generator(seed, name), dtype=torch.float64)
+        for name, count in zip(batch.ids, counts, strict=True)
+    ]
+    return torch.cat(parts).to(batch.labels.device)
+
+
+def sampled_labels(logits: Tensor, batch: Batch, seed: int) -> Tensor:
+    """Labels [b, T] drawn from the model's own distribution at every loss-carrying position."""
     mask = batch.carrying
-    distribution = logits.detach()[mask].double().softmax(dim=-1).cumsum(dim=-1)
-    counts = mask.sum(dim=1).tolist()
-    uniform = torch.cat(
-        [
-            torch.rand(count, 1, generator=_generator(seed, name), dtype=torch.float64)
-            for name, count in zip(batch.ids, counts, strict=True)
-        ]
-    ).to(logits.device)
-    drawn = torch.searchsorted(distribution, uniform * distribution[:, -1:], right=True)
+    probabilities = logits.detach()[mask].double().softmax(dim=-1)
     labels = torch.full_like(batch.labels, IGNORED)
-    labels[:, 1:][mask[:, :-1]] = drawn.squeeze(1).clamp(max=logits.shape[-1] - 1)
+    labels[:, 1:][mask[:, :-1]] = drawn(probabilities, uniforms(batch, seed))
     return labels
 
 

@@ -1,17 +1,21 @@
 """One interface for every curvature: `apply` multiplies gradients by the damped inverse.
 
 A kind says how it is fitted, how it solves one layer, and which tensors it keeps; saving, loading
-and checking are common. Kinds that couple layers override `apply` as a whole.
+and checking are common. Kinds that couple layers, or that solve with passes over the pool, override
+`_solved` as a whole.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
 
 from harness.influence.layers import Gradients, tracked_layers
 from harness.influence.options import CurvatureOptions
@@ -69,8 +73,19 @@ class Curvature(abc.ABC):
     ) -> Self:
         """The inverse of `tensors`."""
 
-    def apply(self, gradients: Mapping[str, Tensor]) -> Gradients:
-        """(H + damping)^-1 times gradients, layer -> [..., out, in (+ 1)], in new tensors."""
+    def apply(
+        self,
+        gradients: Mapping[str, Tensor],
+        *,
+        model: nn.Module | None = None,
+        pool: Pool | None = None,
+        progress: Progress | None = None,
+    ) -> Gradients:
+        """(H + damping)^-1 times gradients, layer -> [..., out, in (+ 1)], in new tensors.
+
+        Some kinds solve with passes over the data: they need the `model` and the `pool` that they
+        were fitted on, and say so with a ValueError.
+        """
         if set(gradients) != set(self.shapes):
             differ = sorted(set(gradients) ^ set(self.shapes))
             raise ValueError(f"gradients and curvature differ in {differ[:5]}; expected the same")
@@ -80,6 +95,15 @@ class Curvature(abc.ABC):
                     f"gradient of layer {name!r} has shape {tuple(gradient.shape)}; "
                     f"expected (..., {self.shapes[name][0]}, {self.shapes[name][1]})"
                 )
+        return self._solved(gradients, model, pool, progress)
+
+    def _solved(
+        self,
+        gradients: Mapping[str, Tensor],
+        model: nn.Module | None,
+        pool: Pool | None,
+        progress: Progress | None,
+    ) -> Gradients:
         return {name: self.solve(name, gradient) for name, gradient in gradients.items()}
 
     def save(self, folder: Path) -> None:
@@ -111,7 +135,7 @@ class Curvature(abc.ABC):
         options = CurvatureOptions(**head["options"])
         shapes = {name: (int(out), int(width)) for name, (out, width) in head["shapes"].items()}
         tensors = load_file(folder / "curvature.safetensors")
-        return _kinds()[options.kind].restore(options, shapes, int(head["examples"]), tensors)
+        return _kind(options.kind).restore(options, shapes, int(head["examples"]), tensors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,10 +188,34 @@ def fit(
     options = options or CurvatureOptions()
     if len(pool) == 0:
         raise ValueError("the pool is empty; expected at least one example to fit a curvature on")
-    return _kinds()[options.kind].fit(model, pool, options, progress=progress)
+    sample = fitted_on(pool, options)
+    return _kind(options.kind).fit(model, sample, options, progress=progress)
 
 
-def _kinds() -> dict[str, type[Curvature]]:
-    from harness.influence.ekfac import EKFAC
+def fitted_on(pool: Pool, options: CurvatureOptions) -> Pool:
+    """The examples that a curvature is fitted on: the pool, or `options.sample` of it, seeded."""
+    return drawn(pool, options.sample, options.seed)
 
-    return {kind.kind: kind for kind in (Identity, EKFAC)}
+
+def drawn(pool: Pool, size: int | None, seed: int) -> Pool:
+    """`size` examples without replacement, in pool order; all of them for None or too large."""
+    if size is None or size >= len(pool):
+        return pool
+    chosen = np.random.default_rng([seed, 101]).choice(len(pool), size, replace=False)
+    return pool.take(np.sort(chosen))
+
+
+_HOMES = {
+    "identity": ("curvature", "Identity"),
+    "diagonal": ("kronecker", "Diagonal"),
+    "kfac": ("kronecker", "KFAC"),
+    "ekfac": ("kronecker", "EKFAC"),
+}
+
+
+def _kind(name: str) -> type[Curvature]:
+    module, attribute = _HOMES[name]
+    found: type[Curvature] = getattr(
+        importlib.import_module(f"harness.influence.{module}"), attribute
+    )
+    return found

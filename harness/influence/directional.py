@@ -1,17 +1,23 @@
 """Scores without gradients of the pool: the derivative of every example's loss along directions.
 
 The score of example d along u is  d/de f_d(theta + e u) = -<grad L_d, u>  at e = 0, f_d = -L_d:
-what a step along u would gain on d. It needs no backward pass and keeps no activations. "forward"
-takes it by forward-mode differentiation, exact up to rounding; "central" by a central difference,
-cheaper in memory, whose step is chosen on a sample and accepted only if it agrees with forward mode
-there.
+what a step along u would gain on d. It needs no backward pass and keeps no activations.
+
+"forward" takes it by forward-mode differentiation, exact up to rounding. Only the last hidden
+states are differentiated so; behind them the gradient of the loss is known in closed form.
+
+"central" takes two forward passes per direction, (f_d(theta + e u) - f_d(theta - e u)) / 2e, by
+whatever kernels run forward fastest. Too large a step e errs by curvature, too small a one by
+rounding: it is chosen on a sample of the pool, where the exact scores come from gradients, and
+accepted only if it agrees with them there.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vmap
 
+from harness.influence.attention import fused_attention
 from harness.influence.batches import (
     Batch,
     Progress,
@@ -28,16 +35,27 @@ from harness.influence.batches import (
     example_losses,
     model_inputs,
 )
-from harness.influence.layers import evaluating, match, tracked_layers
+from harness.influence.gemm import frozen
+from harness.influence.ghost import products
+from harness.influence.gradients import head_gradient
+from harness.influence.head import captured, is_plain, token_losses
+from harness.influence.layers import (
+    Layer,
+    check_attention,
+    evaluating,
+    match,
+    output_layer,
+    tracked_layers,
+)
 from harness.influence.options import CurvatureOptions
 from harness.pool import Pool
 
 DIRECTIONS_AT_ONCE = 8
-STEPS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
+STEPS = (1e-2, 3e-3, 1e-3, 3e-4)
 """Tried steps, as the length of e u relative to that of the tracked weights."""
 SAMPLE = 32
-AGREEMENT = 0.999
-"""Lowest Spearman correlation with forward mode at which a central difference is accepted."""
+AGREEMENT = 0.9999
+"""Lowest correlation with the exact scores at which a central difference is accepted."""
 
 Parameters = dict[str, Tensor]
 
@@ -60,52 +78,103 @@ def directional_scores(
     match(layers, directions)
     if method not in ("forward", "central"):
         raise ValueError(f"method is {method!r}; expected 'forward' or 'central'")
-    weights: Parameters = {}
-    tangents: Parameters = {}
     for layer in layers:
         if directions[layer.name].ndim != 3:
             raise ValueError(
                 f"direction of layer {layer.name!r} has shape "
                 f"{tuple(directions[layer.name].shape)}; expected [directions, out, in]"
             )
-        weights |= layer.parameters()
-        tangents |= layer.split(directions[layer.name].to(layer.module.weight))
     # Gradients are not wanted in any form: without them forward mode stores nothing.
     with evaluating(model), torch.no_grad():
         if method == "forward":
-            return _forward(model, pool, weights, tangents, options, progress)
-        return _central(model, pool, weights, tangents, options, progress)
+            check_attention(model)
+            return _forward(model, pool, layers, directions, options, progress)
+        return _central(model, pool, layers, directions, options, progress)
 
 
-def _losses(model: nn.Module, weights: Parameters, batch: Batch, reduction: str) -> Tensor:
-    output: Any = functional_call(model, weights, (), model_inputs(model, batch))
-    return example_losses(output.logits, batch.labels, reduction)
+def _parameters(
+    layers: tuple[Layer, ...], directions: Mapping[str, Tensor]
+) -> tuple[Parameters, Parameters]:
+    """Weights and directions [k, ...] by the names of the model's parameters."""
+    weights: Parameters = {}
+    tangents: Parameters = {}
+    for layer in layers:
+        weights |= layer.parameters()
+        tangents |= layer.split(directions[layer.name].to(layer.module.weight))
+    return weights, tangents
+
+
+def _hidden(model: nn.Module, head: nn.Linear, weights: Parameters, batch: Batch) -> Tensor | None:
+    """Last hidden states [b, T, d]; None where logits are not just the head applied to them."""
+    with captured(head) as capture:
+        output: Any = functional_call(model, weights, (), model_inputs(model, batch))
+    if capture.hidden is None or not is_plain(head, capture.hidden, output.logits):
+        return None
+    return capture.hidden
+
+
+def _plain_head(model: nn.Module, layers: tuple[Layer, ...], batch: Batch) -> nn.Linear | None:
+    """The head, where it is untracked and all there is behind the hidden states."""
+    head = output_layer(model)
+    if not isinstance(head, nn.Linear) or any(layer.module is head for layer in layers):
+        return None
+    return None if _hidden(model, head, {}, batch) is None else head
+
+
+def _losses(
+    model: nn.Module, head: nn.Linear | None, weights: Parameters, batch: Batch, reduction: str
+) -> Tensor:
+    """Loss of every example, [b], in double precision."""
+    hidden = None if head is None else _hidden(model, head, weights, batch)
+    if head is None or hidden is None:
+        output: Any = functional_call(model, weights, (), model_inputs(model, batch))
+        return example_losses(output.logits, batch.labels, reduction)
+    mask = batch.carrying
+    losses = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
+    losses[mask] = token_losses(head, hidden[mask], batch.labels[:, 1:][mask[:, :-1]])
+    total = losses.sum(dim=1)
+    return total if reduction == "sum" else total / mask.sum(dim=1)
 
 
 def _forward(
     model: nn.Module,
     pool: Pool,
-    weights: Parameters,
-    tangents: Parameters,
+    layers: tuple[Layer, ...],
+    directions: Mapping[str, Tensor],
     options: CurvatureOptions,
     progress: Progress | None,
 ) -> npt.NDArray[np.float64]:
     _load_forward_mode()
+    weights, tangents = _parameters(layers, directions)
     count = len(next(iter(tangents.values())))
     scores = np.zeros((len(pool), count))
     for batch in batches(pool, options.batch_size, device_of(model), progress, "scores"):
+        head = _plain_head(model, layers, batch)
 
-        def along(direction: Parameters, batch: Batch = batch) -> Tensor:
-            _, derivative = jvp(
-                lambda point: _losses(model, point, batch, options.loss), (weights,), (direction,)
-            )
-            return derivative
+        def along(
+            direction: Parameters, batch: Batch = batch, head: nn.Linear | None = head
+        ) -> tuple[Tensor, Tensor]:
+            def value(point: Parameters) -> Tensor:
+                if head is None:
+                    return _losses(model, None, point, batch, options.loss)
+                with captured(head) as capture:
+                    functional_call(model, point, (), model_inputs(model, batch))
+                assert capture.hidden is not None
+                return capture.hidden
+
+            found: tuple[Tensor, Tensor] = jvp(value, (weights,), (direction,))
+            return found
 
         # One direction needs no vmap; with several the undifferentiated pass is shared.
         if count == 1:
-            slopes = along({name: tangent[0] for name, tangent in tangents.items()})[None]
+            values, slopes = along({name: tangent[0] for name, tangent in tangents.items()})
+            slopes = slopes[None]
         else:
-            slopes = vmap(along, chunk_size=DIRECTIONS_AT_ONCE)(tangents)
+            values, slopes = vmap(along, chunk_size=DIRECTIONS_AT_ONCE)(tangents)
+            values = values[0]
+        if head is not None:
+            at = head_gradient(head, values, batch, options.loss, None)
+            slopes = torch.einsum("kbtd,btd->kb", slopes, at)
         scores[batch.positions] = -slopes.T.double().cpu().numpy()
     return scores
 
@@ -120,58 +189,59 @@ def _load_forward_mode() -> None:
 def _central(
     model: nn.Module,
     pool: Pool,
-    weights: Parameters,
-    tangents: Parameters,
+    layers: tuple[Layer, ...],
+    directions: Mapping[str, Tensor],
     options: CurvatureOptions,
     progress: Progress | None,
 ) -> npt.NDArray[np.float64]:
     sample = pool.take(np.linspace(0, len(pool) - 1, min(SAMPLE, len(pool))).astype(np.int64))
-    exact = _forward(model, sample, weights, tangents, options, None)
+    exact = products(model, sample, directions, options)
+    weights, tangents = _parameters(layers, directions)
     scores = np.zeros((len(pool), exact.shape[1]))
     for column in range(exact.shape[1]):
         direction = {name: tangent[column] for name, tangent in tangents.items()}
         if _length(direction) == 0:
             continue
-        step = _step(model, sample, weights, direction, options, exact[:, column])
-        scores[:, column] = _difference(model, pool, weights, direction, step, options, progress)
+        difference = partial(_difference, model, layers, weights, direction, options=options)
+        step = _step(difference, sample, _length(weights) / _length(direction), exact[:, column])
+        scores[:, column] = difference(pool, step, progress=progress)
     return scores
 
 
 def _step(
-    model: nn.Module,
+    difference: Callable[..., npt.NDArray[np.float64]],
     sample: Pool,
-    weights: Parameters,
-    direction: Parameters,
-    options: CurvatureOptions,
+    unit: float,
     exact: npt.NDArray[np.float64],
 ) -> float:
-    """The step whose differences come closest to forward mode; RuntimeError if none is good."""
-    from scipy.stats import spearmanr
-
-    unit = _length(weights) / _length(direction)
+    """The step whose differences come closest to the exact scores; RuntimeError if none is good."""
     tried = []
     for relative in STEPS:
-        found = _difference(model, sample, weights, direction, relative * unit, options, None)
+        found = difference(sample, relative * unit)
         tried.append((float(np.linalg.norm(found - exact)), relative * unit, found))
+        if len(tried) > 1 and tried[-1][0] > tried[-2][0]:
+            break  # rounding has taken over
     error, step, found = min(tried, key=lambda trial: trial[:2])
-    agreement = float(spearmanr(found, exact).statistic) if len(exact) > 2 else 1.0
+    agreement = float(np.corrcoef(found, exact)[0, 1]) if len(exact) > 2 else 1.0
     if not agreement >= AGREEMENT:
         raise RuntimeError(
-            f"central differences disagree with forward mode: Spearman {agreement:.4f} on "
-            f"{len(exact)} examples at the best of {len(STEPS)} steps ({step:.3g}, error "
-            f"{error:.3g}); expected at least {AGREEMENT}. Use method = 'forward'"
+            f"central differences disagree with exact scores: correlation {agreement:.5f} on "
+            f"{len(exact)} examples at the best of {len(tried)} steps ({step:.3g}, error "
+            f"{error:.3g}); expected at least {AGREEMENT}. Use method = 'ghost' or 'forward'"
         )
     return step
 
 
 def _difference(
     model: nn.Module,
-    pool: Pool,
+    layers: tuple[Layer, ...],
     weights: Parameters,
     direction: Parameters,
+    pool: Pool,
     step: float,
+    *,
     options: CurvatureOptions,
-    progress: Progress | None,
+    progress: Progress | None = None,
 ) -> npt.NDArray[np.float64]:
     """-(L(theta + e u) - L(theta - e u)) / 2e of every example, shape [n]."""
     ahead, behind = (
@@ -179,11 +249,14 @@ def _difference(
         for sign in (1.0, -1.0)
     )
     scores = np.zeros(len(pool))
-    for batch in batches(pool, options.batch_size, device_of(model), progress, "scores"):
-        rise = _losses(model, ahead, batch, options.loss) - _losses(
-            model, behind, batch, options.loss
-        )
-        scores[batch.positions] = (-rise / (2 * step)).double().cpu().numpy()
+    head = output_layer(model)
+    if not isinstance(head, nn.Linear) or any(layer.module is head for layer in layers):
+        head = None
+    with fused_attention(model), frozen(model):
+        for batch in batches(pool, options.batch_size, device_of(model), progress, "scores"):
+            rise = _losses(model, head, ahead, batch, options.loss)
+            rise -= _losses(model, head, behind, batch, options.loss)
+            scores[batch.positions] = (-rise / (2 * step)).cpu().numpy()
     return scores
 
 

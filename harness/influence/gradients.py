@@ -17,10 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from harness.influence.attention import fused_attention
 from harness.influence.batches import (
     Batch,
     Progress,
@@ -28,15 +31,19 @@ from harness.influence.batches import (
     device_of,
     example_losses,
     model_inputs,
+    sampled_labels,
+    uniforms,
 )
-from harness.influence.layers import Gradients, Layer, evaluating, tracked_layers
+from harness.influence.gemm import frozen, linear, outer, products
+from harness.influence.head import captured, hidden_gradients, is_plain
+from harness.influence.layers import Gradients, Layer, evaluating, output_layer, tracked_layers
 from harness.influence.options import CurvatureOptions
 from harness.pool import Pool
 
-BLOCK_ELEMENTS = 1 << 25
-"""Per-example gradient entries held at once (128 MiB in single precision)."""
-
-Labeller = Callable[[Tensor, Batch], Tensor]
+BLOCK_ELEMENTS = 1 << 21
+"""Per-example gradient entries held at once (8 MiB in single precision)."""
+FEW = 3
+"""Directions up to which their products with the inputs are cheaper than example gradients."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +51,26 @@ class Trace:
     """What one layer saw in one batch: `inputs` [b, T, in (+ 1)], `deltas` [b, T, out].
 
     `embedded`: for a tied head, token ids [b, T] and the gradient [b, T, in] at each embedding.
+    `source`: the first layer of the model that reads these inputs; those of one source share them.
     """
 
     inputs: Tensor
     deltas: Tensor
     embedded: tuple[tuple[Tensor, Tensor], ...] = ()
+    source: str = ""
 
-    def rotated(self, outputs: Tensor, inputs: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Blocks of `outputs`^T G_n `inputs`, multiplied in the cheaper order."""
-        tokens, out = self.deltas.shape[1:]
-        width = self.inputs.shape[-1]
-        before = tokens * (out * out + width * width)
-        if self.embedded or before > out * width * (out + width):
-            for rows, block in self.gradients():
-                yield rows, outputs.T @ block @ inputs
-        else:
-            yield from Trace(self.inputs @ inputs, self.deltas @ outputs).gradients()
+    def along(self, directions: Tensor) -> Tensor:
+        """<G_n, u_j> of every example, [b, k], for `directions` [k, out, in (+ 1)].
+
+        A few directions act on the inputs, which spares the example gradients; many meet them.
+        """
+        if len(directions) > FEW or self.embedded:
+            columns = directions.flatten(1)
+            parts = [linear(block.flatten(1), columns) for _, block in self.gradients()]
+            return torch.cat(parts)
+        deltas = self.deltas.flatten(1)
+        found = [torch.linalg.vecdot(linear(self.inputs, u).flatten(1), deltas) for u in directions]
+        return torch.stack(found, dim=1)
 
     def gradients(self) -> Iterator[tuple[slice, Tensor]]:
         """Per-example gradients in bounded blocks: rows of the batch, [rows, out, in (+ 1)]."""
@@ -67,7 +78,7 @@ class Trace:
         step = max(1, BLOCK_ELEMENTS // (out * width))
         for start in range(0, len(self.inputs), step):
             rows = slice(start, start + step)
-            block = self.deltas[rows].transpose(1, 2) @ self.inputs[rows]
+            block = products(self.deltas[rows], self.inputs[rows])
             for tokens, deltas in self.embedded:
                 index = tokens[rows].unsqueeze(-1).expand_as(deltas[rows])
                 block[..., : deltas.shape[-1]].scatter_add_(1, index, deltas[rows])
@@ -75,10 +86,47 @@ class Trace:
 
     def total(self) -> Tensor:
         """Gradient summed over the batch, [out, in (+ 1)], without per-example matrices."""
-        total = self.deltas.flatten(0, 1).T @ self.inputs.flatten(0, 1)
+        total = outer(self.deltas, self.inputs)
         for tokens, deltas in self.embedded:
             total[:, : deltas.shape[-1]].index_add_(0, tokens.flatten(), deltas.flatten(0, 1))
         return total
+
+
+Consumer = Callable[[str, Trace], None]
+"""`consume(layer name, trace)`."""
+
+
+def stream(
+    model: nn.Module,
+    layers: tuple[Layer, ...],
+    batch: Batch,
+    reduction: str,
+    consume: Consumer,
+    *,
+    draw: int | None = None,
+) -> None:
+    """Hand every tracked layer's `Trace` for the examples' own losses to `consume(name, trace)`.
+
+    Traces come last layer first, as the backward pass reaches them, and are forgotten afterwards.
+    `draw`: a seed; labels are then drawn from the model (the true Fisher) instead of taken from the
+    data. Weight gradients are never formed: the backward pass is asked for the layers' outputs
+    only. Where the output layer is not tracked it runs on loss-carrying positions alone.
+    """
+    head = output_layer(model)
+    aside = isinstance(head, nn.Linear) and all(layer.module is not head for layer in layers)
+    with fused_attention(model):
+        if aside:
+            with captured(head) as capture, _Tapped(model, layers, batch, consume) as tapped:
+                logits = tapped.forward()
+            if capture.hidden is not None and is_plain(head, capture.hidden, logits):
+                at = head_gradient(head, capture.hidden, batch, reduction, draw)
+                return tapped.backward(capture.hidden, at)
+        with _Tapped(model, layers, batch, consume) as tapped:
+            logits = tapped.forward()
+        labels = batch.labels if draw is None else sampled_labels(logits, batch, draw)
+        with torch.enable_grad():
+            loss = example_losses(logits, labels, reduction).sum()
+        tapped.backward(loss, None)
 
 
 def traces(
@@ -86,54 +134,117 @@ def traces(
     layers: tuple[Layer, ...],
     batch: Batch,
     reduction: str,
-    labeller: Labeller | None = None,
+    *,
+    draw: int | None = None,
 ) -> dict[str, Trace]:
-    """Inputs and output gradients of every tracked layer for the examples' own losses.
+    """The traces of all layers at once, in model order; see `stream`."""
+    found: dict[str, Trace] = {}
+    stream(model, layers, batch, reduction, found.__setitem__, draw=draw)
+    return {layer.name: found[layer.name] for layer in layers}
 
-    `labeller(logits, batch)` may replace the labels (the true Fisher draws them). Weight gradients
-    are never formed: the backward pass is asked for the layers' outputs only.
+
+class _Tap(torch.autograd.Function):
+    """The identity; its backward pass hands the gradient on to `arrived`.
+
+    The graph hangs on `anchor`, a scalar that every tap depends on, so that a backward pass towards
+    it visits all taps and nothing that does not lead to one.
     """
-    inputs: dict[nn.Module, Tensor] = {}
-    outputs: dict[nn.Module, Tensor] = {}
 
-    def record(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if module in outputs:
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, anchor: Tensor, arrived: Callable[[Tensor], None]
+    ) -> Tensor:
+        ctx.arrived = arrived
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        ctx.arrived(grads[0])
+        return grads[0], grads[0].new_zeros(()), None
+
+
+class _Tapped:
+    """A forward and a backward pass with a tap behind every tracked layer and tied embedding."""
+
+    def __init__(
+        self, model: nn.Module, layers: tuple[Layer, ...], batch: Batch, consume: Consumer
+    ) -> None:
+        self._model, self._layers, self._batch, self._consume = model, layers, batch, consume
+        self._owner = {m: layer for layer in layers for m in (layer.module, *layer.tied)}
+        self._inputs: dict[nn.Module, Tensor] = {}
+        self._deltas: dict[nn.Module, Tensor] = {}
+        self._readers: dict[object, Layer] = {}
+        self._sources: dict[nn.Module, str] = {}
+        self._hooks: list[Any] = []
+        weight = layers[0].module.weight
+        self._anchor = torch.zeros((), dtype=weight.dtype, device=weight.device, requires_grad=True)
+
+    def __enter__(self) -> Self:
+        self._hooks = [module.register_forward_hook(self._record) for module in self._owner]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def forward(self) -> Tensor:
+        """The logits."""
+        with torch.enable_grad(), frozen(self._model):
+            logits: Tensor = self._model(**model_inputs(self._model, self._batch)).logits
+        silent = [layer.name for layer in self._layers if layer.module not in self._inputs]
+        if silent:
+            raise ValueError(f"layers {silent[:5]} did not run in the forward pass; expected all")
+        return logits
+
+    def backward(self, root: Tensor, gradient: Tensor | None) -> None:
+        """Every layer is consumed when this returns."""
+        torch.autograd.grad(root, [self._anchor], gradient)
+
+    def _record(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if module in self._inputs:
             raise ValueError(
                 f"a tracked {type(module).__name__} runs twice in one forward pass; expected once"
             )
-        if args[0].ndim != batch.input_ids.ndim + isinstance(module, nn.Linear):
+        if args[0].ndim != self._batch.input_ids.ndim + isinstance(module, nn.Linear):
             raise ValueError(
                 f"a tracked {type(module).__name__} gets inputs of shape {tuple(args[0].shape)}; "
                 "expected [batch, tokens, width]"
             )
-        if not output.requires_grad:
-            output.requires_grad_(True)  # frozen weights: the graph starts here
-        inputs[module], outputs[module] = args[0].detach(), output
+        layer, inputs = self._owner[module], args[0].detach()
+        if module is layer.module:
+            # Query, key and value read one and the same input: what is made of it is shared.
+            key = (inputs.data_ptr(), inputs.shape, inputs.stride(), layer.shape[1])
+            first = self._readers.setdefault(key, layer)
+            self._sources[module] = first.name
+            inputs = layer.extend(inputs) if first is layer else self._inputs[first.module]
+        self._inputs[module] = inputs
+        tapped: Tensor = _Tap.apply(output, self._anchor, partial(self._arrived, module))
+        return tapped
 
-    watched = [module for layer in layers for module in (layer.module, *layer.tied)]
-    hooks = [module.register_forward_hook(record) for module in watched]
-    try:
-        with torch.enable_grad():
-            logits = model(**model_inputs(model, batch)).logits
-            labels = batch.labels if labeller is None else labeller(logits, batch)
-            loss = example_losses(logits, labels, reduction).sum()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    silent = [layer.name for layer in layers if layer.module not in outputs]
-    if silent:
-        raise ValueError(f"layers {silent[:5]} did not run in the forward pass; expected all")
-    grads = torch.autograd.grad(loss, [outputs[module] for module in watched])
-    deltas = dict(zip(watched, grads, strict=True))
-    extended: dict[object, Tensor] = {}  # query, key and value read one and the same input
-    found = {}
-    for layer in layers:
-        seen = inputs[layer.module]
-        key = (seen.data_ptr(), seen.shape, seen.stride(), layer.shape[1])
-        if key not in extended:
-            extended[key] = layer.extend(seen)
-        tied = tuple((inputs[module], deltas[module]) for module in layer.tied)
-        found[layer.name] = Trace(extended[key], deltas[layer.module], tied)
+    def _arrived(self, module: nn.Module, delta: Tensor) -> None:
+        layer = self._owner[module]
+        self._deltas[module] = delta
+        if any(m not in self._deltas for m in (layer.module, *layer.tied)):
+            return  # a tied embedding comes last
+        tied = tuple((self._inputs.pop(m), self._deltas.pop(m)) for m in layer.tied)
+        inputs, own = self._inputs.pop(layer.module), self._deltas.pop(layer.module)
+        with torch.no_grad():
+            self._consume(layer.name, Trace(inputs, own, tied, self._sources[layer.module]))
+
+
+def head_gradient(
+    head: nn.Linear, hidden: Tensor, batch: Batch, reduction: str, draw: int | None
+) -> Tensor:
+    """Gradient of the summed losses at the last hidden states, [b, T, d]."""
+    mask = batch.carrying
+    counts = mask.sum(dim=1, keepdim=True).double()
+    weights = (1 / counts if reduction == "mean" else counts.new_ones(counts.shape)).expand_as(mask)
+    uniform = None if draw is None else uniforms(batch, draw)
+    labels = batch.labels[:, 1:][mask[:, :-1]]
+    with torch.no_grad():
+        states = hidden.detach()[mask]
+        found = torch.zeros_like(hidden)
+        found[mask] = hidden_gradients(head, states, labels, weights[mask], uniform)
     return found
 
 
@@ -150,9 +261,12 @@ def example_gradients(
         for batch in batches(
             pool, options.batch_size, device_of(model), progress, "example gradients"
         ):
-            for name, trace in traces(model, layers, batch, options.loss).items():
+
+            def keep(name: str, trace: Trace, batch: Batch = batch) -> None:
                 for rows, block in trace.gradients():
                     found[name][torch.from_numpy(batch.positions[rows])] = block
+
+            stream(model, layers, batch, options.loss, keep)
     return found
 
 
@@ -187,6 +301,9 @@ def query_gradients(
         for batch in batches(
             queries, options.batch_size, device_of(model), progress, "query gradients"
         ):
-            for name, trace in traces(model, layers, batch, "mean").items():
+
+            def add(name: str, trace: Trace) -> None:
                 total[name] += weight * trace.total()
+
+            stream(model, layers, batch, "mean", add)
     return total

@@ -65,11 +65,9 @@ def tracked_layers(
     """The tracked layers in the order of the model's modules.
 
     ValueError where a wanted part of the model keeps weights in something other than `nn.Linear`,
-    where a weight is shared between layers, where nothing matches, or where the attention kernel
-    has no forward-mode derivative.
+    where a weight is shared between layers, or where nothing matches.
     """
-    _check_attention(model)
-    output = _output_layer(model)
+    output = output_layer(model)
     found: list[Layer] = []
     for name, module in model.named_modules():
         if module is output or not _wanted(name, layers):
@@ -122,7 +120,8 @@ def _wanted(name: str, layers: str) -> bool:
     return any(PATTERNS[part].search(name) for part in layers.split("+"))
 
 
-def _output_layer(model: nn.Module) -> nn.Module | None:
+def output_layer(model: nn.Module) -> nn.Module | None:
+    """What turns hidden states into logits, where the model tells."""
     getter = getattr(model, "get_output_embeddings", None)
     return getter() if getter is not None else None
 
@@ -170,7 +169,8 @@ def _refuse_sharing(layers: list[Layer]) -> None:
         owners[id(weight)] = layer.name
 
 
-def _check_attention(model: nn.Module) -> None:
+def check_attention(model: nn.Module) -> None:
+    """ValueError where the model's attention kernel has no forward-mode derivative."""
     kernel = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if kernel not in (None, "eager"):
         raise ValueError(

@@ -7,25 +7,42 @@ from dataclasses import dataclass
 from typing import Literal
 
 CHOICES = {
-    "kind": ("identity", "ekfac"),
+    "kind": ("identity", "diagonal", "kfac", "ekfac", "ekfac+cg", "datainf", "projected"),
     "fisher": ("true", "empirical"),
     "layers": ("attention+mlp", "attention", "mlp", "all"),
     "loss": ("mean", "sum"),
 }
 
 
+POSITIONS_PER_DIMENSION = 16
+FEWEST = 64
+
+
 @dataclass(frozen=True)
 class CurvatureOptions:
     """How the curvature is estimated, and over which weights and which loss.
 
-    `fisher`: labels drawn from the model ("true") or taken from the data ("empirical").
-    `damping`: a multiple of each layer's mean corrected eigenvalue. `layers`: which linear layers
-    are tracked ("all": every one but the head, also outside attention and MLP); `head` adds the
-    output layer. `loss`: reduction over the response tokens of an example. `seed`: of the sampled
-    labels. `batch_size`: examples per batch; changes results by rounding only.
+    `kind`: see curvature.py. `fisher`: labels drawn from the model ("true") or taken from the data
+    ("empirical"). `damping`: a multiple of each layer's mean (corrected) eigenvalue. `layers`:
+    which linear layers are tracked ("all": every one but the head, also outside attention and MLP);
+    `head` adds the output layer. Of a model with LoRA adapters only the adapters are tracked.
+    `loss`: reduction over the response tokens of an example. `seed`: of the sampled labels, of the
+    samples of the pool and of random projections. `batch_size`: examples per batch; changes results
+    by rounding only.
+
+    `sample`: the whole fit sees so many examples, drawn with `seed` (None: the pool).
+    `basis_sample`: only eigenvectors come from so many of them; eigenvalues from all. "auto": from
+    as many as give `POSITIONS_PER_DIMENSION` loss-carrying positions for each dimension of the
+    widest layer, and no fewer than `FEWEST`; None: all.
+    `memory_gib`: fits layers in groups, one after the other, so that factors and activations of a
+    group stay below it (None: all at once); changes results by rounding only.
+    `cg_steps`, `cg_tolerance`: of "ekfac+cg", at most so many steps, until the residual is so small
+    relative to the right-hand side. `rank`: of "projected", per side of a layer.
     """
 
-    kind: Literal["identity", "ekfac"] = "ekfac"
+    kind: Literal["identity", "diagonal", "kfac", "ekfac", "ekfac+cg", "datainf", "projected"] = (
+        "ekfac"
+    )
     fisher: Literal["true", "empirical"] = "true"
     damping: float = 0.1
     layers: str = "attention+mlp"
@@ -33,6 +50,12 @@ class CurvatureOptions:
     loss: Literal["mean", "sum"] = "mean"
     seed: int = 0
     batch_size: int = 32
+    sample: int | None = None
+    basis_sample: int | Literal["auto"] | None = "auto"
+    memory_gib: float | None = None
+    cg_steps: int = 10
+    cg_tolerance: float = 1e-2
+    rank: int = 16
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -45,7 +68,24 @@ class CurvatureOptions:
             raise ValueError(
                 f"influence option damping is {self.damping!r}; expected a number of at least 0"
             )
-        if self.batch_size < 1:
+        for name in ("batch_size", "cg_steps", "rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"influence option {name} is {getattr(self, name)!r}; expected at least 1"
+                )
+        for name in ("sample", "basis_sample"):
+            value = getattr(self, name)
+            if value is None or (name, value) == ("basis_sample", "auto"):
+                continue
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(
+                    f"influence option {name} is {value!r}; expected at least 1, or None for all"
+                )
+        if self.memory_gib is not None and not self.memory_gib > 0:
             raise ValueError(
-                f"influence option batch_size is {self.batch_size!r}; expected at least 1"
+                f"influence option memory_gib is {self.memory_gib!r}; expected more than 0, or None"
+            )
+        if not self.cg_tolerance > 0:
+            raise ValueError(
+                f"influence option cg_tolerance is {self.cg_tolerance!r}; expected more than 0"
             )

@@ -13,20 +13,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from harness.influence.batches import Progress, batches, device_of
+from harness.influence.batches import Progress
 from harness.influence.curvature import Curvature, fit
 from harness.influence.directional import directional_scores
-from harness.influence.gradients import query_gradients, traces
-from harness.influence.layers import Gradients, evaluating, match, tracked_layers
+from harness.influence.ghost import products
+from harness.influence.gradients import query_gradients
+from harness.influence.layers import Gradients
 from harness.influence.options import CurvatureOptions
 from harness.pool import Pool
 
@@ -83,33 +84,6 @@ def _influence(
 
 def _joined(parts: Sequence[Gradients]) -> Gradients:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def products(
-    model: nn.Module,
-    pool: Pool,
-    directions: Mapping[str, Tensor],
-    options: CurvatureOptions,
-    *,
-    progress: Progress | None = None,
-) -> npt.NDArray[np.float64]:
-    """-<grad L_d, u_j>, [n, k], from every example's own gradient: for many directions at once.
-
-    Equals `directional_scores` up to rounding. One forward and backward pass, whatever k is.
-    """
-    layers = tracked_layers(model, options.layers, options.head)
-    match(layers, directions)
-    columns = {name: direction.flatten(1).T for name, direction in directions.items()}
-    scores = np.zeros((len(pool), len(directions[layers[0].name])))
-    with evaluating(model):
-        for batch in batches(
-            pool, options.batch_size, device_of(model), progress, "influence per query"
-        ):
-            for name, trace in traces(model, layers, batch, options.loss).items():
-                for rows, gradients in trace.gradients():
-                    product = gradients.flatten(1) @ columns[name]
-                    scores[batch.positions[rows]] -= product.double().cpu().numpy()
-    return scores
 
 
 def influence_scores(

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from harness.influence import CurvatureOptions
-from harness.influence.layers import Layer, evaluating, match, tracked_layers
+from harness.influence.layers import Layer, check_attention, evaluating, match, tracked_layers
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 MLP = ["gate_proj", "up_proj", "down_proj"]
@@ -50,7 +50,7 @@ def test_other_weight_classes_are_refused_by_name():
 
 def test_fused_attention_kernels_are_refused(make_model):
     with pytest.raises(ValueError, match="kernel is 'sdpa'; expected 'eager'"):
-        tracked_layers(make_model(kernel="sdpa"))
+        check_attention(make_model(kernel="sdpa"))
 
 
 def test_no_match_and_shared_weights_are_refused(make_softmax):

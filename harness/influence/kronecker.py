@@ -1,0 +1,404 @@
+"""Kronecker-factored curvature: K-FAC, EK-FAC (2308.03296) and the diagonal of the Fisher matrix.
+
+For every tracked layer, with a the layer's input (1 appended for a bias) and delta the gradient of
+an example's loss with respect to the layer's output:
+
+    A = mean of a a^T,  S = mean of delta delta^T     over all loss-carrying positions
+    A = Q_A diag(alpha) Q_A^T,  S = Q_S diag(sigma) Q_S^T
+    H^-1 V  ~  Q_S [ (Q_S^T V Q_A) / (Lambda + damping * mean Lambda) ] Q_A^T
+
+    kfac      Lambda_ij = mean length * sigma_i alpha_j
+    ekfac     Lambda_ij = mean over examples n of (Q_S^T G_n Q_A)_ij^2
+    diagonal  the same with Q_S = Q_A = 1
+
+- Loss-carrying positions are those that predict a response token. Prompt positions, though their
+  keys and values pass gradients, and padding stay out of A and S. G_n is the full gradient of the
+  example (see gradients.py), so that ekfac's Lambda knows of every path to the loss.
+- fisher = "true": the loss is that of labels drawn from the model at each position. "empirical": of
+  the pool's own labels.
+- G_n and delta belong to the loss of `options.loss`. For the mean over T_n tokens the expected G_n
+  G_n^T is 1/T_n times the Gauss-Newton matrix of that loss: between examples of equal length a
+  common factor (which cancels in the ranking, damping being relative), between unequal ones a
+  lighter weight for the longer. For the sum over tokens it is that matrix exactly.
+- Sums are in double precision. A and S take one pass of forward and backward over
+  `options.basis_sample` examples: eigenvectors need far fewer than eigenvalues. ekfac's Lambda
+  takes one pass over the whole pool, with the same labels.
+- `options.memory_gib` fits groups of layers one after the other, each with passes of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import numpy as np
+import torch
+
+from harness.influence.batches import batches, device_of
+from harness.influence.curvature import Curvature, drawn
+from harness.influence.gemm import linear, outer, products
+from harness.influence.gradients import BLOCK_ELEMENTS, stream
+from harness.influence.layers import evaluating, tracked_layers
+from harness.influence.options import FEWEST, POSITIONS_PER_DIMENSION, CurvatureOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+    from harness.influence.batches import Batch, Progress
+    from harness.influence.gradients import Consumer, Trace
+    from harness.influence.layers import Layer
+    from harness.pool import Pool
+
+Layers = tuple["Layer", ...]
+
+
+@dataclass(frozen=True)
+class Basis:
+    """One layer: eigenvectors as columns of `inputs` and `outputs` (None: the identity).
+
+    `eigenvalues`: Lambda, [out, in (+ 1)].
+    """
+
+    inputs: Tensor | None
+    outputs: Tensor | None
+    eigenvalues: Tensor
+
+    def to(self, matrix: Tensor) -> Basis:
+        """The same on the device and in the precision of `matrix`."""
+        like = {"device": matrix.device, "dtype": matrix.dtype}
+        inputs, outputs = (q if q is None else q.to(**like) for q in (self.inputs, self.outputs))
+        return Basis(inputs, outputs, self.eigenvalues.to(**like))
+
+
+@dataclass(frozen=True)
+class Kronecker(Curvature):
+    """Damped eigenvalues in a basis of products of eigenvectors, one basis per layer."""
+
+    bases: Mapping[str, Basis]
+
+    @classmethod
+    def fit(
+        cls,
+        model: nn.Module,
+        pool: Pool,
+        options: CurvatureOptions,
+        *,
+        progress: Progress | None = None,
+    ) -> Self:
+        """The bases of all layers, group by group where memory is limited."""
+        layers = tracked_layers(model, options.layers, options.head)
+        bases: dict[str, Basis] = {}
+        for group in groups(layers, pool, options):
+            bases |= cls._fit(model, group, pool, options, progress)
+        shapes = {layer.name: layer.shape for layer in layers}
+        return cls(options, shapes, len(pool), bases)
+
+    @classmethod
+    def _fit(
+        cls,
+        model: nn.Module,
+        layers: Layers,
+        pool: Pool,
+        options: CurvatureOptions,
+        progress: Progress | None,
+    ) -> dict[str, Basis]:
+        raise NotImplementedError
+
+    def solve(self, name: str, gradient: Tensor) -> Tensor:
+        """Rotate, divide by the damped eigenvalues, rotate back."""
+        basis = self.bases[name].to(gradient)
+        damped = self.damped(name).to(gradient)
+        inputs, outputs = basis.inputs, basis.outputs
+        if inputs is None or outputs is None:
+            return gradient / damped
+        return outputs @ ((outputs.T @ gradient @ inputs) / damped) @ inputs.T
+
+    def damped(self, name: str) -> Tensor:
+        """Lambda plus damping, [out, in (+ 1)]; ValueError where it cannot be inverted."""
+        eigenvalues = self.bases[name].eigenvalues
+        damped = eigenvalues + self.options.damping * eigenvalues.mean()
+        rounding = torch.finfo(eigenvalues.dtype).eps * eigenvalues.max()
+        if not bool((damped > (0 if self.options.damping else rounding)).all()):
+            raise ValueError(
+                f"layer {name!r}: eigenvalues of 0 with damping {self.options.damping!r} cannot be "
+                "inverted; expected a higher damping, or a layer that the loss depends on"
+            )
+        return damped
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Up to three matrices per layer."""
+        return {
+            f"{name}/{field}": getattr(basis, field)
+            for name, basis in self.bases.items()
+            for field in ("inputs", "outputs", "eigenvalues")
+            if getattr(basis, field) is not None
+        }
+
+    @classmethod
+    def restore(
+        cls,
+        options: CurvatureOptions,
+        shapes: Mapping[str, tuple[int, int]],
+        examples: int,
+        tensors: Mapping[str, Tensor],
+    ) -> Self:
+        """The inverse of `tensors`."""
+        bases = {
+            name: Basis(
+                tensors.get(f"{name}/inputs"),
+                tensors.get(f"{name}/outputs"),
+                tensors[f"{name}/eigenvalues"],
+            )
+            for name in shapes
+        }
+        return cls(options, shapes, examples, bases)
+
+
+@dataclass(frozen=True)
+class EKFAC(Kronecker):
+    """Eigenvalue-corrected Kronecker factors."""
+
+    kind: ClassVar[str] = "ekfac"
+
+    @classmethod
+    def _fit(
+        cls,
+        model: nn.Module,
+        layers: Layers,
+        pool: Pool,
+        options: CurvatureOptions,
+        progress: Progress | None,
+    ) -> dict[str, Basis]:
+        found = factors(model, layers, pool, options, progress=progress)
+        rotations: dict[str, tuple[Tensor, Tensor] | None] = {}
+        bases: dict[int, Tensor] = {}  # layers that read one input share one basis
+        for layer in layers:
+            factor = found[layer.name]
+            if id(factor.inputs) not in bases:
+                vectors = torch.linalg.eigh(factor.inputs)[1]
+                bases[id(factor.inputs)] = vectors.to(layer.module.weight.dtype)
+            outputs = torch.linalg.eigh(factor.outputs)[1].to(layer.module.weight.dtype)
+            rotations[layer.name] = (bases[id(factor.inputs)], outputs)
+        values = _corrected(model, layers, pool, options, rotations, progress)
+        return {
+            name: Basis(*(rotation or (None, None)), values[name])
+            for name, rotation in rotations.items()
+        }
+
+
+@dataclass(frozen=True)
+class KFAC(Kronecker):
+    """Kronecker factors with the products of their own eigenvalues."""
+
+    kind: ClassVar[str] = "kfac"
+
+    @classmethod
+    def _fit(
+        cls,
+        model: nn.Module,
+        layers: Layers,
+        pool: Pool,
+        options: CurvatureOptions,
+        progress: Progress | None,
+    ) -> dict[str, Basis]:
+        bases = {}
+        for name, factor in factors(model, layers, pool, options, progress=progress).items():
+            alpha, inputs = torch.linalg.eigh(factor.inputs)
+            sigma, outputs = torch.linalg.eigh(factor.outputs)
+            values = factor.length * sigma.clamp(min=0)[:, None] * alpha.clamp(min=0)
+            bases[name] = Basis(*(tensor.to(factor.dtype) for tensor in (inputs, outputs, values)))
+        return bases
+
+
+@dataclass(frozen=True)
+class Diagonal(Kronecker):
+    """The diagonal of the Fisher matrix: mean squares of the example gradients."""
+
+    kind: ClassVar[str] = "diagonal"
+
+    @classmethod
+    def _fit(
+        cls,
+        model: nn.Module,
+        layers: Layers,
+        pool: Pool,
+        options: CurvatureOptions,
+        progress: Progress | None,
+    ) -> dict[str, Basis]:
+        unrotated: dict[str, tuple[Tensor, Tensor] | None] = {layer.name: None for layer in layers}
+        values = _corrected(model, layers, pool, options, unrotated, progress)
+        return {name: Basis(None, None, value) for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A [in (+ 1), in (+ 1)] and S [out, out] of a layer, in double precision.
+
+    `length`: mean number of loss-carrying positions per example; `dtype`: of the layer. Layers that
+    read the same input share one A.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    length: float
+    dtype: torch.dtype
+
+
+def factors(
+    model: nn.Module,
+    layers: Layers,
+    pool: Pool,
+    options: CurvatureOptions,
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Factors]:
+    """Covariances of every layer's inputs and output gradients over `options.basis_sample`."""
+    sample = drawn(pool, basis_examples(layers, pool, options), options.seed + 1)
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+    readers: dict[str, str] = {}  # layer -> the first layer that reads the same input
+    for layer in layers:
+        out, width = layer.shape
+        empty = layer.module.weight.detach().new_zeros((), dtype=torch.float64)
+        inputs[layer.name] = empty.new_zeros(width, width)
+        outputs[layer.name] = empty.new_zeros(out, out)
+    positions = 0
+    for batch in _batches(model, sample, options, progress, "covariances"):
+        mask = batch.carrying
+        positions += int(mask.sum())
+
+        def add(name: str, trace: Trace, mask: Tensor = mask) -> None:
+            readers[name] = trace.source
+            if trace.source == name:
+                seen = trace.inputs[mask]
+                inputs[name].add_(outer(seen, seen))
+            deltas = trace.deltas[mask]
+            outputs[name].add_(outer(deltas, deltas))
+
+        _stream(model, layers, batch, options, add)
+    for name in set(readers.values()):
+        inputs[name].div_(positions)
+    return {
+        layer.name: Factors(
+            inputs[readers[layer.name]],
+            outputs[layer.name] / positions,
+            positions / len(sample),
+            layer.module.weight.dtype,
+        )
+        for layer in layers
+    }
+
+
+def basis_examples(layers: Layers, pool: Pool, options: CurvatureOptions) -> int:
+    """How many examples of `pool` the eigenvectors of `layers` are taken from."""
+    if options.basis_sample is None:
+        return len(pool)
+    if options.basis_sample != "auto":
+        return min(options.basis_sample, len(pool))
+    widest = max(max(layer.shape) for layer in layers)
+    needed = POSITIONS_PER_DIMENSION * widest / float(pool.response_lengths.mean())
+    return min(len(pool), max(FEWEST, int(np.ceil(needed))))
+
+
+def _corrected(
+    model: nn.Module,
+    layers: Layers,
+    pool: Pool,
+    options: CurvatureOptions,
+    rotations: Mapping[str, tuple[Tensor, Tensor] | None],
+    progress: Progress | None,
+) -> dict[str, Tensor]:
+    """Lambda [out, in (+ 1)] of every layer: mean square of the rotated example gradients."""
+    sums = {
+        layer.name: layer.module.weight.detach().new_zeros(layer.shape, dtype=torch.float64)
+        for layer in layers
+    }
+    for batch in _batches(model, pool, options, progress, "eigenvalues"):
+        turned: dict[str, Tensor] = {}
+
+        def add(name: str, trace: Trace, turned: dict[str, Tensor] = turned) -> None:
+            for block in rotated(trace, rotations[name], turned):
+                sums[name].add_(block.square_().sum(dim=0))
+
+        _stream(model, layers, batch, options, add)
+    dtype = {layer.name: layer.module.weight.dtype for layer in layers}
+    return {name: (total / len(pool)).to(dtype[name]) for name, total in sums.items()}
+
+
+def rotated(
+    trace: Trace, rotation: tuple[Tensor, Tensor] | None, turned: dict[str, Tensor]
+) -> Iterator[Tensor]:
+    """Blocks of Q_S^T G_n Q_A, each side turned before or after the sum over tokens.
+
+    Before costs tokens x width^2 a side, after costs rows x columns x width: by the shorter of
+    tokens and the other dimension. `turned` keeps the turned inputs of the last source.
+    """
+    if rotation is None:
+        yield from (block for _, block in trace.gradients())
+        return
+    inputs, outputs = rotation
+    if trace.embedded:
+        yield from (outputs.T @ block @ inputs for _, block in trace.gradients())
+        return
+    tokens, out = trace.deltas.shape[1:]
+    early_inputs, early_outputs = tokens <= 2 * out, tokens <= 2 * trace.inputs.shape[-1]
+    right = trace.inputs
+    if early_inputs:
+        if trace.source not in turned:
+            turned.clear()
+            turned[trace.source] = linear(trace.inputs, inputs.T)
+        right = turned[trace.source]
+    left = linear(trace.deltas, outputs.T) if early_outputs else trace.deltas
+    step = max(1, BLOCK_ELEMENTS // (out * right.shape[-1]))
+    for start in range(0, len(left), step):
+        block = products(left[start : start + step], right[start : start + step])
+        if not early_inputs:
+            block = linear(block, inputs.T)
+        yield block if early_outputs else outputs.T @ block
+
+
+def groups(layers: Layers, pool: Pool, options: CurvatureOptions) -> Sequence[Layers]:
+    """Layers in order, cut so that each group's factors and activations fit `memory_gib`.
+
+    Counted per layer: sums in double precision, eigenvectors, and what one batch of the longest
+    examples leaves behind. A layer too large for the limit has a group to itself.
+    """
+    if options.memory_gib is None:
+        return [layers]
+    lengths = sorted((len(tokens) for tokens in pool.input_ids), reverse=True)
+    tokens = lengths[0] * min(options.batch_size, len(lengths))
+    found: list[list[Layer]] = [[]]
+    held = 0.0
+    for layer in layers:
+        out, width = layer.shape
+        size = layer.module.weight.element_size()
+        square = out * out + width * width
+        need = (8 + size) * (square + out * width) + 2 * size * tokens * (out + width)
+        if found[-1] and held + need > options.memory_gib * 2**30:
+            found.append([])
+            held = 0.0
+        found[-1].append(layer)
+        held += need
+    return [tuple(group) for group in found]
+
+
+def _batches(
+    model: nn.Module,
+    pool: Pool,
+    options: CurvatureOptions,
+    progress: Progress | None,
+    description: str,
+) -> Iterator[Batch]:
+    with evaluating(model):
+        yield from batches(pool, options.batch_size, device_of(model), progress, description)
+
+
+def _stream(
+    model: nn.Module, layers: Layers, batch: Batch, options: CurvatureOptions, consume: Consumer
+) -> None:
+    """One forward and backward pass with the labels that `options.fisher` asks for."""
+    draw = options.seed if options.fisher == "true" else None
+    stream(model, layers, batch, options.loss, consume, draw=draw)
