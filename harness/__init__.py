@@ -1,7 +1,7 @@
 """cotsieve: which chain-of-thought examples are worth fine-tuning on?"""
 
 from harness.pool import Pool
-from harness.selector import Context, Positions, Queries, Scores, ScoreSelector, Selector
+from harness.selector import Context, Positions, Queries, Scores, ScoreSelector, Selector, Warmup
 
 __version__ = "0.1.0"
 
@@ -13,5 +13,6 @@ __all__ = [
     "ScoreSelector",
     "Scores",
     "Selector",
+    "Warmup",
     "__version__",
 ]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from harness.signals import Signals, model_folder, positions_of
 from harness.stage import Stage
 from harness.store import Store
 from harness.subset import budget_of, read_scores, write_scores, write_subset
+
+if TYPE_CHECKING:
+    from harness.train import TrainLog
 
 HIDDEN = "hidden.parquet"
 """Columns of the testbed that selectors must not see."""
@@ -67,6 +70,7 @@ class Builder:
             "scores": self._scores,
             "subset": self._subset,
             "checkpoint": self._checkpoint,
+            "trajectory": self._trajectory,
         }
         return builders[self.stage.kind](work)
 
@@ -288,17 +292,36 @@ class Builder:
         log = train(self._parent("model"), subset, recipe, seed, work, self.progress)
         # The curve and the times are for people; they must not make two equal runs differ.
         (work / "train_log.json").unlink()
-        return {
-            "train": {
-                "steps": log.steps,
-                "examples": log.examples,
-                "tokens": log.tokens,
-                "trainable_tokens": log.trainable_tokens,
-                "truncated": log.truncated,
-                "final_loss": log.final_loss,
-                "losses": list(log.losses),
-            },
-        }
+        return {"train": _facts(log)}
+
+    def _trajectory(self, work: Path) -> dict[str, Any]:
+        from harness.selector import Warmup
+        from harness.train import Recipe
+        from harness.warmup import train_trajectory
+
+        inputs = self.stage.inputs
+        log = train_trajectory(
+            self._parent("model"),
+            Pool.load(self._parent("pool")),
+            Recipe(**inputs["recipe"]),
+            Warmup(**inputs["warmup"]),
+            seed_for("train", inputs["seed"]),
+            work,
+            self.progress,
+        )
+        return {"train": _facts(log)}
+
+
+def _facts(log: TrainLog) -> dict[str, Any]:
+    return {
+        "steps": log.steps,
+        "examples": log.examples,
+        "tokens": log.tokens,
+        "trainable_tokens": log.trainable_tokens,
+        "truncated": log.truncated,
+        "final_loss": log.final_loss,
+        "losses": list(log.losses),
+    }
 
 
 class Evaluation:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ class Fixture:
             "queryset": lambda: make_queries().pool,
             "queries": make_queries,
             "influence": lambda: lambda **options: self._influence(pool, options),
+            "trajectory": trajectory,
         }
         rows = {need: need.removeprefix("row:") for need in needs if need.startswith("row:")}
         return offered | {need: lambda row=row: chosen(row) for need, row in rows.items()}
@@ -168,6 +169,33 @@ def models() -> tuple[Any, Any]:
             for ours, other in zip(reference.parameters(), base.parameters(), strict=True):
                 ours.copy_(other + 0.01 * torch.randn_like(other))
     return base, reference
+
+
+@cache
+def trajectory() -> tuple[Any, ...]:
+    """The two models as checkpoints of one run, with made-up moments."""
+    from harness.influence import Checkpoint
+
+    return tuple(
+        Checkpoint(4 * (k + 1), rate, partial(models().__getitem__, k), partial(_moments, k))
+        for k, rate in enumerate((2e-3, 1e-3))
+    )
+
+
+@cache
+def _moments(k: int) -> Any:
+    import torch
+
+    from harness.influence import Moments
+
+    generator = torch.Generator().manual_seed(k)
+    weights = dict(models()[k].named_parameters())
+
+    def drawn(scale: float) -> dict[str, Any]:
+        return {n: scale * torch.randn(w.shape, generator=generator) for n, w in weights.items()}
+
+    second = {name: values.square() for name, values in drawn(1e-2).items()}
+    return Moments(drawn(1e-3), second, 4 * (k + 1))
 
 
 @cache

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.executors import available_cores
+from harness.job import Job
 from harness.plan import Cell, Plan
 from harness.run import Run, has_gpu, outcome_stages
 from harness.signals import parameters_of
@@ -39,7 +41,7 @@ def forecast(plan: Plan, store: Store) -> dict[str, Any]:
         + (", GPU" if has_gpu() else "")
         + "); "
         + (f"times measured here for: {', '.join(measured)}" if measured else "first guess only"),
-        *_size_notes(plan, store, kinds["checkpoint"]),
+        *_size_notes(plan, store, jobs),
     ]
     return {
         "experiment": plan.experiment.name,
@@ -102,18 +104,32 @@ def _seconds(store: Store) -> dict[str, float]:
     return {**TYPICAL_SECONDS, **measured}
 
 
-def _size_notes(plan: Plan, store: Store, checkpoints: int) -> list[str]:
+def _size_notes(plan: Plan, store: Store, jobs: Sequence[Job]) -> list[str]:
     parameters = _known_size(_base(plan), store)
     if parameters is None:
         return ["Memory and disk: known once the base model is in the store or on disk."]
     lora = plan.experiment.train.method == "lora"
     memory = parameters * (6 if lora else TRAINING_BYTES) / 2**30
-    disk = checkpoints * parameters * 4 / 2**30
+    checkpoints, copies = _copies([job.stages[0] for job in jobs])
+    disk = copies * parameters * 4 / 2**30
     place = "GPU memory" if has_gpu() else "memory"
     return [
         f"Model of {parameters / 1e6:.2f}M parameters: about {memory:.2g} GiB of {place} for "
         f"training (activations apart), {disk:.2g} GiB of disk for {checkpoints} checkpoints."
     ]
+
+
+def _copies(stages: Sequence[Stage]) -> tuple[int, int]:
+    """Checkpoints that stages will write, and how many copies of the model these hold at most."""
+    checkpoints = copies = 0
+    for stage in stages:
+        if stage.kind == "checkpoint":
+            checkpoints, copies = checkpoints + 1, copies + 1
+        elif stage.kind == "trajectory":
+            warmup = stage.inputs["warmup"]
+            checkpoints += warmup["checkpoints"]
+            copies += warmup["checkpoints"] * (3 if warmup["moments"] else 1)
+    return checkpoints, copies
 
 
 def _base(plan: Plan) -> Stage:

@@ -17,7 +17,8 @@ import pandas as pd
 from harness import record, testbed
 from harness.build import HIDDEN
 from harness.plan import Cell, Plan
-from harness.signals import BOTH, parameters_of
+from harness.selector import BOTH
+from harness.signals import parameters_of
 from harness.stage import Stage
 from harness.store import Artefact, Store, digest
 from harness.subset import read_scores, read_subset
@@ -167,8 +168,8 @@ def selection_cost(subset: Stage, store: Store) -> dict[str, Any]:
         for name, seconds in made.info.get("shared", {}).items():
             parts[name] = parts.get(name, 0.0) + seconds
         for role, parent in stage.parents.items():
-            if role in ("reference", "before", "after"):
-                name = "reference" if role == "reference" else "answers"
+            if role in ("reference", "trajectory", "before", "after"):
+                name = "answers" if role in ("before", "after") else role
                 parts[name] = parts.get(name, 0.0) + artefact(store, parent).seconds
             elif role.startswith("row:"):
                 parts[role] = selection_cost(parent, store)["select_seconds"]
@@ -182,18 +183,18 @@ def selection_cost(subset: Stage, store: Store) -> dict[str, Any]:
 def selection_flops(chain: list[Stage], store: Store) -> float | None:
     """Estimated floating-point operations of a selection; None where the model's size is unknown.
 
-    2 per parameter and token for a forward pass, 6 with the backward pass; the reference's own
-    training counts, and so do signals that another row has paid for.
+    2 per parameter and token for a forward pass, 6 with the backward pass; the training
+    of a reference or a trajectory counts, and so do signals that another row has paid for.
     """
     total = 0.0
     for stage in chain:
         operations = artefact(store, stage).info.get("operations", 0.0)
-        reference = stage.parents.get("reference")
-        if reference is not None:
-            operations += BOTH * artefact(store, reference).info["train"]["tokens"]
+        trained = [stage.parents[r] for r in ("reference", "trajectory") if r in stage.parents]
+        for run in trained:
+            operations += BOTH * artefact(store, run).info["train"]["tokens"]
         if not operations:
             continue
-        model = stage.parents["model"] if reference is None else reference.parents["model"]
+        model = trained[0].parents["model"] if trained else stage.parents["model"]
         parameters = parameters_of(model, store)
         if parameters is None:
             return None

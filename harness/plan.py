@@ -15,7 +15,7 @@ from typing import Any
 from harness import plugins, testbed
 from harness.config import ArmConfig, DataConfig, Experiment, PoolConfig, Row, locate
 from harness.evaluate import engine_version, resolve_engine, task_digest
-from harness.selector import NEEDS, ScoreSelector, Selector
+from harness.selector import NEEDS, ScoreSelector, Selector, Warmup
 from harness.stage import Stage
 from harness.store import tree_digest
 
@@ -257,6 +257,21 @@ class _Arm:
         seed = self.experiment.grid.seeds[0]
         return self.checkpoint(self.subset("full", 1.0, seed), seed, f"full@1#{seed}")
 
+    def trajectory(self, warmup: Warmup) -> Stage:
+        """Checkpoints on the way of the base fine-tuned on part of the pool, with the first seed.
+
+        Selectors that ask for the same run share it.
+        """
+        inputs = {
+            "recipe": self.experiment.train.model_dump(exclude_none=True),
+            "warmup": asdict(warmup),
+            "seed": self.experiment.grid.seeds[0],
+        }
+        prefix = "" if self.name == "main" else f"{self.name}:"
+        epochs = "" if warmup.epochs is None else f", {warmup.epochs:g} epochs"
+        label = f"{warmup.checkpoints} checkpoints of a run on {prefix}{warmup.share:.0%}{epochs}"
+        return Stage("trajectory", label, inputs, {"model": self.builder.base, "pool": self.pool})
+
     def query_parents(self) -> dict[str, Stage]:
         """The query set, answered before and after."""
         if self.builder.queryset is None:
@@ -346,6 +361,8 @@ class _Arm:
                 parents |= self.query_parents()
             elif need == "reference":
                 parents["reference"] = self.reference()
+            elif need == "trajectory":
+                parents["trajectory"] = self.trajectory(selector.warmup())
             else:
                 raise ValueError(
                     f"{type(selector).__name__} needs {need!r}; "

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from harness.features import Features
+    from harness.influence import Checkpoint
 
 Positions = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
@@ -30,8 +31,39 @@ NEEDS = (
     "queries",
     "reference",
     "influence",
+    "trajectory",
 )
 """What a selector may declare in `needs`; `row:NAME` asks for another row's chosen ids."""
+
+FORWARD, BOTH, FORWARD_MODE = 2, 6, 6
+"""Operations per parameter and token: a forward pass, one with its backward pass, and one that
+carries two derivatives along."""
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """The training run behind `context.trajectory`: the experiment's recipe on part of the pool.
+
+    `share` of the pool, at least `minimum` examples, drawn with `seed`; `epochs` in place of the
+    recipe's own budget (None keeps it). So many `checkpoints` at equal steps, the last one at the
+    end. `moments`: keep Adam's moments with them, which takes three times the space.
+    """
+
+    share: float = 1.0
+    minimum: int = 1
+    epochs: float | None = None
+    checkpoints: int = 4
+    moments: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share is {self.share!r}; expected more than 0 and at most 1")
+        for name in ("minimum", "checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected at least 1")
+        if self.epochs is not None and not self.epochs > 0:
+            raise ValueError(f"epochs is {self.epochs!r}; expected more than 0, or None")
 
 
 @dataclass(frozen=True)
@@ -113,6 +145,7 @@ class Context:
         self.device = device
         self.progress = progress
         self.recorded: dict[str, npt.NDArray[Any]] = {}
+        self.operations = 0.0
 
     def _get(self, name: str) -> Any:
         if name not in self._needs:
@@ -174,6 +207,11 @@ class Context:
         """Influence scores, cached between selectors that ask with the same options."""
         return self._get("influence")  # type: ignore[no-any-return]
 
+    @property
+    def trajectory(self) -> tuple[Checkpoint, ...]:
+        """Checkpoints of the run that the selector's `warmup()` describes, in order of steps."""
+        return self._get("trajectory")  # type: ignore[no-any-return]
+
     def chosen_by(self, row: str) -> tuple[str, ...]:
         """Ids that another row of the experiment chose at the same fraction."""
         return self._get(f"row:{row}")  # type: ignore[no-any-return]
@@ -181,6 +219,10 @@ class Context:
     def record(self, **columns: npt.ArrayLike) -> None:
         """Keep per-example numbers (shape [n]) beside the subset, for reports."""
         self.recorded.update({name: np.asarray(values) for name, values in columns.items()})
+
+    def count(self, pool: Pool, operations: float) -> None:
+        """Note a pass over `pool` of so many operations per parameter and token, as a cost."""
+        self.operations += operations * sum(len(ids) for ids in pool.input_ids)
 
 
 @dataclass(frozen=True)
@@ -197,6 +239,10 @@ class Selector(abc.ABC):
     def requirements(self) -> tuple[str, ...]:
         """What this instance needs of the context; override where it depends on the fields."""
         return self.needs
+
+    def warmup(self) -> Warmup:
+        """The run whose checkpoints `context.trajectory` holds, for selectors that need them."""
+        return Warmup()
 
     @abc.abstractmethod
     def select(self, pool: Pool, budget: int, context: Context) -> Positions:

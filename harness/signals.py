@@ -20,7 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.pool import IGNORED, Pool
-from harness.selector import Context, Progress, Queries, Selector
+from harness.selector import (
+    BOTH,
+    FORWARD,
+    FORWARD_MODE,
+    Context,
+    Progress,
+    Queries,
+    Selector,
+)
 from harness.stage import EXTERNAL, Stage
 from harness.store import Artefact, Store
 
@@ -28,10 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel
 
-
-FORWARD, BOTH, FORWARD_MODE = 2, 6, 6
-"""Operations per parameter and token: a forward pass, one with its backward pass, and one that
-carries two derivatives along."""
+    from harness.influence import Checkpoint
 
 
 def tokens_of(pool: Pool) -> int:
@@ -138,6 +143,7 @@ class Signals:
     waited: float = 0.0
     operations: float = 0.0
     """Estimated floating-point operations per model parameter."""
+    given: Context | None = None
 
     def context(self, selector: Selector, rng: np.random.Generator | None) -> Context:
         """The context that `selector` is given."""
@@ -151,16 +157,21 @@ class Signals:
             "queryset": self.queryset,
             "queries": self.queries,
             "influence": lambda: self.influence,
+            "trajectory": self.trajectory,
         }
         for need in needs:
             if need.startswith("row:"):
                 providers[need] = partial(self._chosen, need)
-        return Context(providers, needs=needs, rng=rng, device=self.device, progress=self.progress)
+        self.given = Context(
+            providers, needs=needs, rng=rng, device=self.device, progress=self.progress
+        )
+        return self.given
 
     @property
     def costs(self) -> dict[str, Any]:
         """Seconds and operations of what was used, whoever made it, and the time waited for it."""
-        return {"shared": self.shared, "waited": self.waited, "operations": self.operations}
+        operations = self.operations + (self.given.operations if self.given else 0.0)
+        return {"shared": self.shared, "waited": self.waited, "operations": operations}
 
     def base(self) -> PreTrainedModel:
         """The base model."""
@@ -183,6 +194,14 @@ class Signals:
         """The query problems with reference responses."""
         stage = self.stage.parents["queryset"]
         return Pool.load(self.store.folder(stage.kind, stage.key))
+
+    def trajectory(self) -> tuple[Checkpoint, ...]:
+        """The checkpoints of a warm-up run."""
+        from harness.warmup import load_trajectory
+
+        stage = self.stage.parents["trajectory"]
+        base = partial(load_model, model_folder(stage.parents["model"], self.store), self.device)
+        return load_trajectory(self.store.folder(stage.kind, stage.key), base)
 
     def queries(self) -> Queries:
         """The answered query set."""

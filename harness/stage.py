@@ -26,6 +26,7 @@ VERSIONS: Mapping[str, int] = {
     "features": 1,
     "decodes": 1,
     "influence": 1,
+    "trajectory": 1,
     "scores": 1,
     "subset": 1,
     "checkpoint": 1,

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,14 @@ if TYPE_CHECKING:
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pt", "*.pth", "*.gguf")
 NOT_TOKENIZER = ("config.json", "generation_config.json", "train_log.json")
+
+
+class StepEnd(Protocol):
+    """Called when a step is done, with the weights and moments that it left behind."""
+
+    def __call__(self, step: int, steps: int, rate: float, model: Any, optimizer: Any) -> None:
+        """`step` of `steps`, from 1; `rate` is the learning rate that the step used."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -137,11 +145,13 @@ def train(
     progress: Progress = no_progress,
     *,
     device: str | None = None,
+    step_end: StepEnd | None = None,
 ) -> TrainLog:
     """Fine-tune the model in `model_dir` on `subset`; leave a full model folder in `out`.
 
-    `device` is "cpu" or "cuda", by default whatever is there. Raises ValueError where there is
-    nothing to train on and TrainingDiverged (with `.step`) where the loss says so.
+    `step_end` may look at every step but must change nothing. `device` is "cpu" or "cuda", by
+    default whatever is there. Raises ValueError where there is nothing to train on and
+    TrainingDiverged (with `.step`) where the loss says so.
     """
     import torch
 
@@ -156,6 +166,8 @@ def train(
         watch = Watch(start_steps=math.ceil(32 / recipe.batch_size), vocabulary=_vocabulary(model))
         rates: list[float] = []
         trainer = _trainer(model, subset, order, recipe, out, device, watch, rates, progress)
+        if step_end is not None:
+            trainer.add_callback(_calling(step_end, rates))
         trainer.train()
         watch.settle()
         _check_weights(model, len(watch.losses))
@@ -253,11 +265,12 @@ def _load(model_dir: Path, recipe: Recipe) -> Any:
         local_files_only=True,
     )
     if recipe.method == "lora":
-        return _adapted(model, recipe)
+        return adapted(model, recipe)
     return model
 
 
-def _adapted(model: Any, recipe: Recipe) -> Any:
+def adapted(model: Any, recipe: Recipe) -> Any:
+    """The model with fresh LoRA adapters on every linear layer, the rest frozen."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
@@ -345,6 +358,18 @@ def _trainer(
     # A new accelerator holds nothing yet; freeing it would only cost a full garbage collection.
     trainer.accelerator.free_memory = lambda *objects: list(objects)
     return trainer
+
+
+def _calling(step_end: StepEnd, rates: list[float]) -> Any:
+    from transformers import TrainerCallback
+
+    class Calling(TrainerCallback):  # type: ignore[misc]
+        """Hands every finished step on."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+            step_end(state.global_step, state.max_steps, rates[-1], kw["model"], kw["optimizer"])
+
+    return Calling()
 
 
 def _arguments(recipe: Recipe, steps: int, out: Path, device: str) -> Any:

@@ -17,7 +17,14 @@ from harness.job import Job
 from harness.plan import Cell
 
 PLAIN_SECONDS = 15.0
-TYPICAL_SECONDS = {"base": 80.0, "checkpoint": 8.0, "samples": 7.0, "scores": 15.0, "subset": 2.0}
+TYPICAL_SECONDS = {
+    "base": 80.0,
+    "checkpoint": 8.0,
+    "trajectory": 8.0,
+    "samples": 7.0,
+    "scores": 15.0,
+    "subset": 2.0,
+}
 """First guesses of how long a job takes, replaced by what this run measures."""
 TYPICAL_OTHER = 3.0
 

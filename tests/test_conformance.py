@@ -28,6 +28,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("influence", {"strategy": "correct", "curvature": "identity"}),
     ("influence", {"strategy": "incorrect", "curvature": "identity"}),
     ("influence", {"mix": "rank", "curvature": "identity"}),
+    ("tracin", {"loss": "sum"}),
+    ("less", {"layers": "mlp"}),
+    ("self_influence", {"order": "high", "curvature": "identity"}),
 ]
 
 

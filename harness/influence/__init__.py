@@ -19,26 +19,46 @@ if TYPE_CHECKING:
     from harness.influence.directional import directional_scores
     from harness.influence.gradients import example_gradients, query_gradients
     from harness.influence.scores import influence_scores, per_query_scores
+    from harness.influence.trajectory import (
+        Checkpoint,
+        Moments,
+        cosine_scores,
+        less_scores,
+        self_influence,
+        tracin_scores,
+    )
 
 _HOME = {
+    "Checkpoint": "trajectory",
     "Curvature": "curvature",
+    "Moments": "trajectory",
+    "cosine_scores": "trajectory",
     "directional_scores": "directional",
     "example_gradients": "gradients",
     "fit": "curvature",
     "influence_scores": "scores",
+    "less_scores": "trajectory",
     "per_query_scores": "scores",
     "query_gradients": "gradients",
+    "self_influence": "trajectory",
+    "tracin_scores": "trajectory",
 }
 
 __all__ = [
+    "Checkpoint",
     "Curvature",
     "CurvatureOptions",
+    "Moments",
+    "cosine_scores",
     "directional_scores",
     "example_gradients",
     "fit",
     "influence_scores",
+    "less_scores",
     "per_query_scores",
     "query_gradients",
+    "self_influence",
+    "tracin_scores",
 ]
 
 

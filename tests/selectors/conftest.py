@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness import fixture
+from harness.plugins import build
 from harness.pool import Pool
-from harness.selector import Context, Selector
+from harness.selector import Context, Scores, Selector
 
 MakePool = Callable[..., Pool]
 MakeContext = Callable[..., Context]
@@ -62,3 +64,37 @@ def fake_features() -> Callable[..., Any]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def query() -> Pool:
+    """One query of the made-up query set."""
+    return fixture.make_queries().pool.take([2])
+
+
+@pytest.fixture(scope="session")
+def tokens(query: Pool) -> Pool:
+    """Eleven examples of the made-up pool; the twelfth is the query."""
+    made = fixture.make_pool().take(np.arange(11))
+    return Pool(
+        ids=(*made.ids, *query.ids),
+        input_ids=(*made.input_ids, *query.input_ids),
+        labels=(*made.labels, *query.labels),
+    )
+
+
+@pytest.fixture
+def scored(tokens: Pool, query: Pool, make_context: MakeContext) -> Callable[..., Any]:
+    """Scores of a selector on `tokens` with the made-up models, and the context afterwards."""
+
+    def score(name: str, **params: Any) -> tuple[Scores, Context]:
+        selector: Any = build(name, params)
+        context = make_context(
+            selector,
+            reference=fixture.models()[1],
+            trajectory=fixture.trajectory(),
+            queryset=query,
+        )
+        return selector.score(tokens, context), context
+
+    return score

@@ -1,0 +1,57 @@
+"""Drop what the model could only learn by heart.
+
+Self-influence g^T (H + damping)^-1 g says how far training on an example moves its own loss. It is
+high where nothing else in the pool teaches the same: mislabelled, memorised or out-of-distribution
+examples (1703.04730, 2002.08484, where the highest are checked first), and dropping the highest
+helped on noisy text (2302.13959). So the lowest are kept by default. What is rare and right is high
+too. Looks at no query; with a loss that is a mean over tokens it is high for short responses: read
+it beside `length`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from harness import Context, Pool, Scores, ScoreSelector, influence
+from harness.selector import BOTH
+
+
+@dataclass(frozen=True)
+class SelfInfluence(ScoreSelector):
+    """Scores an example by its self-influence at the reference checkpoint.
+
+    `order`: "low" keeps the lowest (what the pool supports), "high" the highest (what is memorised,
+    mislabelled or rare). `curvature`, `fisher`, `damping`, `layers`, `loss`: see CurvatureOptions.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("reference",)
+
+    order: Literal["low", "high"] = "low"
+    curvature: Literal["ekfac", "identity"] = "ekfac"
+    fisher: Literal["true", "empirical"] = "true"
+    damping: float = 0.1
+    layers: Literal["attention+mlp", "attention", "mlp", "all"] = "attention+mlp"
+    loss: Literal["mean", "sum"] = "mean"
+
+    def __post_init__(self) -> None:
+        if not self.damping >= 0:
+            raise ValueError(f"damping is {self.damping}; expected at least 0")
+
+    def score(self, pool: Pool, context: Context) -> Scores:
+        """Minus the self-influence for "low", the self-influence itself for "high"."""
+        options = influence.CurvatureOptions(
+            kind=self.curvature,
+            fisher=self.fisher,
+            damping=self.damping,
+            layers=self.layers,
+            loss=self.loss,
+        )
+        model = context.reference
+        curvature = influence.fit(model, pool, options, progress=context.progress)
+        found = influence.self_influence(model, curvature, pool, progress=context.progress)
+        passes = 1 if self.curvature == "identity" else 3  # the fit takes two
+        context.count(pool, passes * BOTH)
+        context.record(self_influence=found)
+        # Equal scores keep pool order; minus 0.0 would sort like 0.0 but look odd in a table.
+        return found if self.order == "high" else np.where(found == 0, 0.0, -found)
