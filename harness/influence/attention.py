@@ -25,7 +25,7 @@ def fused_attention(model: nn.Module) -> Iterator[None]:
     depend on the composition of the batch; not under forward-mode derivatives, which they lack; and
     not for models whose own kernel does more (caps or biases), which a probe finds out once.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if getattr(config, "_attn_implementation", None) != "eager" or not _fits(model, config):
         yield
         return

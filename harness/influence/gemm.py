@@ -73,7 +73,7 @@ def _suits(left: Tensor, right: Tensor) -> bool:
     )
 
 
-class _Frozen(torch.autograd.Function):
+class _Frozen(torch.autograd.Function):  # type: ignore[misc]
     """A linear map whose weights need no gradient: neither inputs nor outputs are kept."""
 
     @staticmethod

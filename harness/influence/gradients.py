@@ -143,7 +143,7 @@ def traces(
     return {layer.name: found[layer.name] for layer in layers}
 
 
-class _Tap(torch.autograd.Function):
+class _Tap(torch.autograd.Function):  # type: ignore[misc]
     """The identity; its backward pass hands the gradient on to `arrived`.
 
     The graph hangs on `anchor`, a scalar that every tap depends on, so that a backward pass towards
@@ -173,7 +173,7 @@ class _Tapped:
         self._owner = {m: layer for layer in layers for m in (layer.module, *layer.tied)}
         self._inputs: dict[nn.Module, Tensor] = {}
         self._deltas: dict[nn.Module, Tensor] = {}
-        self._readers: dict[object, Layer] = {}
+        self._last: tuple[Tensor, Layer] | None = None
         self._sources: dict[nn.Module, str] = {}
         self._hooks: list[Any] = []
         weight = layers[0].module.weight
@@ -212,14 +212,24 @@ class _Tapped:
             )
         layer, inputs = self._owner[module], args[0].detach()
         if module is layer.module:
-            # Query, key and value read one and the same input: what is made of it is shared.
-            key = (inputs.data_ptr(), inputs.shape, inputs.stride(), layer.shape[1])
-            first = self._readers.setdefault(key, layer)
+            # Query, key and value read one and the same input, one after the other: what is made
+            # of it is shared. The input is kept until then, or its memory could serve another.
+            first = self._first(layer, inputs)
             self._sources[module] = first.name
             inputs = layer.extend(inputs) if first is layer else self._inputs[first.module]
         self._inputs[module] = inputs
         tapped: Tensor = _Tap.apply(output, self._anchor, partial(self._arrived, module))
         return tapped
+
+    def _first(self, layer: Layer, inputs: Tensor) -> Layer:
+        """The layer before, where it read these very inputs as this one does; else this one."""
+        if self._last is not None:
+            seen, first = self._last
+            same = inputs.data_ptr() == seen.data_ptr() and inputs.stride() == seen.stride()
+            if same and inputs.shape == seen.shape and layer.shape[1] == first.shape[1]:
+                return first
+        self._last = (inputs, layer)
+        return layer
 
     def _arrived(self, module: nn.Module, delta: Tensor) -> None:
         layer = self._owner[module]

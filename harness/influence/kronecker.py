@@ -174,19 +174,20 @@ class EKFAC(Kronecker):
     ) -> dict[str, Basis]:
         found = factors(model, layers, pool, options, progress=progress)
         rotations: dict[str, tuple[Tensor, Tensor] | None] = {}
-        bases: dict[int, Tensor] = {}  # layers that read one input share one basis
+        shared: dict[int, Tensor] = {}  # layers that read one input share its eigenvectors
         for layer in layers:
             factor = found[layer.name]
-            if id(factor.inputs) not in bases:
+            if id(factor.inputs) not in shared:
                 vectors = torch.linalg.eigh(factor.inputs)[1]
-                bases[id(factor.inputs)] = vectors.to(layer.module.weight.dtype)
+                shared[id(factor.inputs)] = vectors.to(layer.module.weight.dtype)
             outputs = torch.linalg.eigh(factor.outputs)[1].to(layer.module.weight.dtype)
-            rotations[layer.name] = (bases[id(factor.inputs)], outputs)
+            rotations[layer.name] = (shared[id(factor.inputs)], outputs)
         values = _corrected(model, layers, pool, options, rotations, progress)
-        return {
-            name: Basis(*(rotation or (None, None)), values[name])
-            for name, rotation in rotations.items()
-        }
+        bases: dict[str, Basis] = {}
+        for name, rotation in rotations.items():
+            inputs, outputs = rotation or (None, None)
+            bases[name] = Basis(inputs, outputs, values[name])
+        return bases
 
 
 @dataclass(frozen=True)
