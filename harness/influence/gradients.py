@@ -8,7 +8,8 @@ layer's outputs [b, T, out] holds every example's own output gradients. With the
 
 over *all* positions: the loss stands on response tokens only, but prompt positions reach it through
 keys and values, and leaving them out would not be the gradient that autograd computes. Padding has
-delta = 0. For a head whose weight is also the embedding, the embedding's part is added.
+delta = 0. For a head whose weight is also the embedding, the embedding's part is added (also where
+`padding_idx` keeps a row from autograd: the loss does depend on it).
 
 Nothing is left on the model: no `.grad`, no hooks, no change of weights or modes.
 """
@@ -173,8 +174,10 @@ class _Tapped:
         self._owner = {m: layer for layer in layers for m in (layer.module, *layer.tied)}
         self._inputs: dict[nn.Module, Tensor] = {}
         self._deltas: dict[nn.Module, Tensor] = {}
-        self._last: tuple[Tensor, Layer] | None = None
+        self._extended: dict[str, Tensor] = {}
+        self._readers: dict[object, str] = {}
         self._sources: dict[nn.Module, str] = {}
+        self._scales: dict[nn.Module, float] = {}
         self._hooks: list[Any] = []
         weight = layers[0].module.weight
         self._anchor = torch.zeros((), dtype=weight.dtype, device=weight.device, requires_grad=True)
@@ -211,35 +214,46 @@ class _Tapped:
                 "expected [batch, tokens, width]"
             )
         layer, inputs = self._owner[module], args[0].detach()
-        if module is layer.module:
-            # Query, key and value read one and the same input, one after the other: what is made
-            # of it is shared. The input is kept until then, or its memory could serve another.
-            first = self._first(layer, inputs)
-            self._sources[module] = first.name
-            inputs = layer.extend(inputs) if first is layer else self._inputs[first.module]
+        if isinstance(module, nn.Embedding):
+            self._scales[module] = scale_of(module, inputs, output)
+        # Kept as it is until the backward pass, so that no later input can take its address.
         self._inputs[module] = inputs
+        if module is layer.module:
+            # Query, key and value read one and the same input: what is made of it is shared.
+            key = (inputs.data_ptr(), inputs.shape, inputs.stride(), layer.shape[1])
+            self._sources[module] = self._readers.setdefault(key, layer.name)
         tapped: Tensor = _Tap.apply(output, self._anchor, partial(self._arrived, module))
         return tapped
-
-    def _first(self, layer: Layer, inputs: Tensor) -> Layer:
-        """The layer before, where it read these very inputs as this one does; else this one."""
-        if self._last is not None:
-            seen, first = self._last
-            same = inputs.data_ptr() == seen.data_ptr() and inputs.stride() == seen.stride()
-            if same and inputs.shape == seen.shape and layer.shape[1] == first.shape[1]:
-                return first
-        self._last = (inputs, layer)
-        return layer
 
     def _arrived(self, module: nn.Module, delta: Tensor) -> None:
         layer = self._owner[module]
         self._deltas[module] = delta
         if any(m not in self._deltas for m in (layer.module, *layer.tied)):
             return  # a tied embedding comes last
-        tied = tuple((self._inputs.pop(m), self._deltas.pop(m)) for m in layer.tied)
+        tied = tuple(
+            (self._inputs.pop(m), self._deltas.pop(m) * self._scales[m]) for m in layer.tied
+        )
         inputs, own = self._inputs.pop(layer.module), self._deltas.pop(layer.module)
+        source = self._sources[layer.module]
         with torch.no_grad():
-            self._consume(layer.name, Trace(inputs, own, tied, self._sources[layer.module]))
+            if layer.module.bias is not None:
+                if source not in self._extended:
+                    self._extended = {source: layer.extend(inputs)}  # of the last source alone
+                inputs = self._extended[source]
+            self._consume(layer.name, Trace(inputs, own, tied, source))
+
+
+def scale_of(module: nn.Embedding, tokens: Tensor, output: Tensor) -> float:
+    """What an embedding multiplies its rows by; ValueError where it does anything else to them."""
+    scale = torch.as_tensor(getattr(module, "embed_scale", 1.0)).to(module.weight.dtype)
+    rows = module.weight.detach()[tokens[:, :1]] * scale.to(module.weight.device)
+    tolerance = 4 * torch.finfo(rows.dtype).eps * float(rows.abs().max())
+    if scale.ndim or not bool((rows - output[:, :1].detach()).abs().max() <= tolerance):
+        raise ValueError(
+            f"the embedding, a {type(module).__name__}, gives more than rows of its weight; "
+            "expected a table, or head = False"
+        )
+    return float(scale)
 
 
 def head_gradient(

@@ -1,5 +1,7 @@
 """The linear layers whose weights count for influence, and the weights they hold.
 
+Of a model with LoRA adapters these are the parts of its active adapters, and nothing else.
+
 A layer's gradient is one matrix [out, in] or, with a bias, [out, in + 1]: the bias is the weight of
 an input that is always 1, its column stands last.
 """
@@ -14,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from harness.influence.adapters import adapters, check_prompts, tuners
+
 Gradients = dict[str, Tensor]
 """Layer name -> matrices [..., out, in (+ 1)]."""
 
@@ -21,6 +25,7 @@ PATTERNS = {
     "attention": re.compile(r"(?i)attn|attention"),
     "mlp": re.compile(r"(?i)mlp|ffn|feed_?forward|moe|expert"),
 }
+PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,23 @@ def tracked_layers(
     """The tracked layers in the order of the model's modules.
 
     ValueError where a wanted part of the model keeps weights in something other than `nn.Linear`,
-    where a weight is shared between layers, or where nothing matches.
+    or adapters other than LoRA's, where a weight is shared between layers, or where nothing
+    matches.
     """
+    check_prompts(model)
+    tuned = tuners(model)
+    found = _adapted(model, tuned, layers, head) if tuned else _linear(model, layers, head)
+    if not found:
+        raise ValueError(
+            f"no {'LoRA adapters' if tuned else 'linear layers'} match layers {layers!r} in "
+            f'{type(model).__name__}; expected attention or MLP blocks, or layers = "all"'
+        )
+    _refuse_sharing(found)
+    return tuple(found)
+
+
+def _linear(model: nn.Module, layers: str, head: bool) -> list[Layer]:
+    """Wanted layers of a model without adapters."""
     output = output_layer(model)
     found: list[Layer] = []
     for name, module in model.named_modules():
@@ -78,13 +98,25 @@ def tracked_layers(
             _refuse_weights(name, module)
     if head:
         found.append(_head_layer(model, output))
-    if not found:
+    return found
+
+
+def _adapted(
+    model: nn.Module, tuned: Mapping[str, nn.Module], layers: str, head: bool
+) -> list[Layer]:
+    """Parts of the wanted adapters; the path of the adapted module says what is wanted."""
+    output = output_layer(model)
+    if head and not any(module is output for module in tuned.values()):
         raise ValueError(
-            f"no linear layers match layers {layers!r} in {type(model).__name__}; "
-            'expected attention or MLP blocks, or layers = "all"'
+            f"the head of {type(model).__name__} carries no adapter; expected head = False, or "
+            "adapters on the output layer too"
         )
-    _refuse_sharing(found)
-    return tuple(found)
+    return [
+        Layer(name, part)
+        for path, module in tuned.items()
+        if (head if module is output else _wanted(path, layers))
+        for name, part in adapters(path, module)
+    ]
 
 
 def match(layers: tuple[Layer, ...], gradients: Mapping[str, Tensor]) -> None:
@@ -142,10 +174,20 @@ def _head_layer(model: nn.Module, output: nn.Module | None) -> Layer:
 
 
 def _refuse_weights(name: str, module: nn.Module) -> None:
-    """Norms and other vectors may stay untracked; matrices outside nn.Linear may not."""
+    """Norms and other vectors may stay untracked; matrices outside nn.Linear may not.
+
+    Quantised layers keep theirs as parameters, as integer buffers, or packed out of sight.
+    """
     if isinstance(module, nn.Embedding):
         return
     matrices = [key for key, p in module.named_parameters(recurse=False) if p.ndim > 1]
+    matrices += [
+        key
+        for key, b in module.named_buffers(recurse=False)
+        if b.ndim > 1 and b.dtype in (torch.int8, torch.uint8, torch.int16, torch.int32)
+    ]
+    if hasattr(module, "_packed_params"):
+        matrices.append("_packed_params")
     if matrices:
         raise ValueError(
             f"layer {name!r} is a {type(module).__name__} and holds weights ({matrices[0]}); "
@@ -157,9 +199,12 @@ def _refuse_sharing(layers: list[Layer]) -> None:
     owners: dict[int, str] = {}
     for layer in layers:
         weight = layer.module.weight
-        if not weight.is_floating_point():
+        if weight.dtype not in PRECISIONS or type(weight.detach()) is not Tensor:
             raise ValueError(
-                f"layer {layer.name!r} holds {weight.dtype} weights; expected floating point"
+                f"layer {layer.name!r} is a {type(layer.module).__name__} and holds "
+                f"{weight.dtype} weights in a {type(weight.detach()).__name__}; expected plain "
+                "floating point of 16 bits or more (of a quantised model only adapters can be "
+                "tracked)"
             )
         if id(weight) in owners:
             raise ValueError(
