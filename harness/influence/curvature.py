@@ -210,6 +210,7 @@ _HOMES = {
     "diagonal": ("kronecker", "Diagonal"),
     "kfac": ("kronecker", "KFAC"),
     "ekfac": ("kronecker", "EKFAC"),
+    "datainf": ("datainf", "DataInf"),
 }
 
 
