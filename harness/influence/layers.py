@@ -174,11 +174,11 @@ def _head_layer(model: nn.Module, output: nn.Module | None) -> Layer:
 
 
 def _refuse_weights(name: str, module: nn.Module) -> None:
-    """Norms and other vectors may stay untracked; matrices outside nn.Linear may not.
+    """Norms (some hold a row per head) and vectors may stay untracked; other weights may not.
 
     Quantised layers keep theirs as parameters, as integer buffers, or packed out of sight.
     """
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, nn.Embedding) or "norm" in type(module).__name__.lower():
         return
     matrices = [key for key, p in module.named_parameters(recurse=False) if p.ndim > 1]
     matrices += [
