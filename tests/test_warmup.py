@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from harness import influence
 from harness.influence import CurvatureOptions
+from harness.influence.layers import tracked_layers
 from harness.pool import Pool
 from harness.selector import Warmup
 from harness.signals import load_model
@@ -176,10 +177,18 @@ def test_adapters_of_a_lora_run(base: Path, pool: Pool, tmp_path: Path) -> None:
     assert not torch.allclose(logits(model), logits(load_model(base, "cpu")), atol=1e-2)
 
 
-def test_scores_from_a_stored_run(base: Path, pool: Pool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_scores_from_a_stored_run(base: Path, pool: Pool, tmp_path: Path, method: str) -> None:
     """A query that is also a pool example comes first for itself."""
-    train_trajectory(base, pool, RECIPE, WARMUP, 3, tmp_path)
+    recipe = replace(RECIPE, method=method, lora_rank=2)
+    train_trajectory(base, pool, recipe, WARMUP, 3, tmp_path)
     found = load_trajectory(tmp_path, partial(load_model, base, "cpu"))
+    if method == "lora":  # adapters alone, which are all that the optimizer has moments of
+        layers = tracked_layers(found[0].model())
+        assert all("lora_" in layer.name for layer in layers)
+        assert {name for layer in layers for name in layer.parameters()} == set(
+            found[0].moments().first
+        )
     options = CurvatureOptions(kind="identity", loss="mean")
     for scores in (influence.tracin_scores, influence.less_scores):
         assert scores(found, pool, pool.take([4]), options).argmax() == 4
