@@ -13,13 +13,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from harness.folders import EXPERIMENTS
 
 TESTBED_CONTROLS = ("oracle", "anti-oracle")
 """Rows that exist where the quality of each example is known."""
 TESTBED = "testbed:"
+DECODING = frozenset({"decodes", "temperature", "rule"})
+"""Settings of the query set that do not change its problems."""
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -83,7 +94,40 @@ class PoolConfig(DataConfig):
 
 
 class QueryConfig(DataConfig):
-    """The query set: what influence is measured on; never an evaluation task."""
+    """The query set: what influence is measured on; never an evaluation task.
+
+    Each query is answered `decodes` times at `temperature`, before and after fine-tuning; `rule`
+    says when it counts as right: by a majority of its decodes (a tie is wrong), any or all of them.
+    """
+
+    decodes: Count = 1
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    rule: Literal["majority", "any", "all"] = "majority"
+
+    @model_validator(mode="after")
+    def _decoding(self) -> QueryConfig:
+        if self.decodes > 1 and self.temperature == 0:
+            raise ValueError(
+                f"decodes = {self.decodes} with temperature = 0; expected a temperature above 0, "
+                "since greedy decodes of one query are all the same"
+            )
+        return self
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How answers are decoded; empty for one greedy answer."""
+        if self.decodes == 1 and self.temperature == 0:
+            return {}
+        return {"decodes": self.decodes, "temperature": self.temperature}
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without decoding where that is one greedy answer: protocols written so far stay valid."""
+        dumped: dict[str, Any] = handler(self)
+        if not self.decoding:
+            for name in DECODING:
+                dumped.pop(name, None)
+        return dumped
 
 
 class ModelConfig(Model):
