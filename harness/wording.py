@@ -198,7 +198,7 @@ def failures(results: Results) -> list[tuple[str, str]]:
 def notes(results: Results, table: pd.DataFrame) -> list[str]:
     """Footnotes of the main table: what each number is, and what it rests on."""
     found = [_interval_note(results), _difference_note(results, table), *_row_notes(table)]
-    found += [_data_note(results, table), _machine_note(results), *_fact_notes(results)]
+    found += [_data_note(results, table), _machine_note(results), *fact_notes(results)]
     if results.testbed:
         found.append(TESTBED_NOTE)
     return found
@@ -273,7 +273,8 @@ def _machine_note(results: Results) -> str:
     return said
 
 
-def _fact_notes(results: Results) -> list[str]:
+def fact_notes(results: Results) -> list[str]:
+    """What influence rests on: the queries that flipped, and how much its choice hangs on them."""
     n_c, n_i = results.facts.get("n_C"), results.facts.get("n_I")
     if n_c is None or n_i is None:
         return []
