@@ -1,11 +1,13 @@
 """cotsieve: which chain-of-thought examples are worth fine-tuning on?"""
 
 from harness.pool import Pool
-from harness.selector import Context, Positions, Queries, Scores, ScoreSelector, Selector, Warmup
+from harness.queries import Answers, Queries
+from harness.selector import Context, Positions, Scores, ScoreSelector, Selector, Warmup
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answers",
     "Context",
     "Pool",
     "Positions",

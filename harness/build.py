@@ -19,11 +19,11 @@ import numpy as np
 
 from harness.config import DataConfig, PoolConfig
 from harness.pool import Pool
-from harness.selector import Progress, Selector, best, check_positions, check_scores
+from harness.selector import Context, Progress, Selector, best, check_positions, check_scores
 from harness.signals import Signals, model_folder, positions_of
 from harness.stage import Stage
 from harness.store import Store
-from harness.subset import budget_of, read_scores, write_scores, write_subset
+from harness.subset import budget_of, read_scores, write_scores, write_subset, write_table
 
 if TYPE_CHECKING:
     from harness.train import TrainLog
@@ -195,34 +195,32 @@ class Builder:
         return {"problems": counts}
 
     def _answers(self, work: Path) -> dict[str, Any]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         from harness.evaluate import Decoding, Engine
         from harness.grade import is_correct
+        from harness.queries import Answers
 
         queries = Pool.load(self._parent("queryset"))
         prompts = [queries.prompt_ids(i).tolist() for i in range(len(queries))]
         limit = int(self.stage.inputs["max_tokens"])
         length = max(len(p) for p in prompts) + limit
+        # Both models draw with the same seeds: where they agree, so do their answers.
+        decoding = Decoding(max_tokens=limit, **self.stage.inputs.get("decoding", {}))
         name = self.stage.inputs["engine"]["name"]
         with Engine(self._parent("model"), name, length, device=device()) as engine:
-            completions = engine.generate(prompts, Decoding(max_tokens=limit))
-        first = [row[0] for row in completions]
+            completions = engine.generate(prompts, decoding)
         correct = [
-            answer is not None and is_correct(completion.text, answer)
-            for completion, answer in zip(first, queries.column("answer"), strict=True)
+            [answer is not None and is_correct(completion.text, answer) for completion in row]
+            for row, answer in zip(completions, queries.column("answer"), strict=True)
         ]
-        table = {
-            "id": pa.array(queries.ids),
-            "response": pa.array([c.text for c in first]),
-            "ids": pa.array([list(c.ids) for c in first], pa.list_(pa.int32())),
-            "correct": pa.array(correct, pa.bool_()),
-        }
-        pq.write_table(pa.table(table), work / "answers.parquet", compression="zstd")
+        answers = Answers(
+            texts=tuple(tuple(c.text for c in row) for row in completions),
+            tokens=tuple(tuple(np.asarray(c.ids, np.int32) for c in row) for row in completions),
+            right=np.asarray(correct, dtype=bool),
+        )
+        answers.save(work, queries.ids)
         return {"accuracy": float(np.mean(correct)), "queries": len(queries)}
 
-    def _selection(self) -> tuple[Selector, Pool, Signals, Any]:
+    def _selection(self) -> tuple[Selector, Pool, Signals, Context]:
         from harness import plugins
 
         inputs = self.stage.inputs
@@ -243,7 +241,7 @@ class Builder:
         selector, pool, signals, context = self._selection()
         scores = check_scores(selector.score(pool, context), pool, self.stage.label)  # type: ignore[attr-defined]
         write_scores(work, pool, {"score": scores, **context.recorded})
-        return signals.costs
+        return {**signals.costs, **_extras(work, context)}
 
     def _subset(self, work: Path) -> dict[str, Any]:
         inputs = self.stage.inputs
@@ -262,7 +260,7 @@ class Builder:
             positions = selector.select(pool, budget, context)
             if context.recorded:
                 write_scores(work, pool, context.recorded)
-            facts = signals.costs
+            facts = {**signals.costs, **_extras(work, context)}
         positions = check_positions(positions, pool, budget, self.stage.label)
         write_subset(work, pool, positions)
         return {"examples": budget, **facts}
@@ -310,6 +308,13 @@ class Builder:
             self.progress,
         )
         return {"train": _facts(log)}
+
+
+def _extras(work: Path, context: Context) -> dict[str, Any]:
+    """Write the tables that a selector attached; return the facts that it noted."""
+    for name, columns in context.attached.items():
+        write_table(work / f"{name}.parquet", columns)
+    return {"facts": context.noted} if context.noted else {}
 
 
 def _facts(log: TrainLog) -> dict[str, Any]:

@@ -6,20 +6,30 @@ silently ignored is a result under the wrong heading.
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from harness.folders import EXPERIMENTS
+from harness.refusals import explain
 
 TESTBED_CONTROLS = ("oracle", "anti-oracle")
 """Rows that exist where the quality of each example is known."""
 TESTBED = "testbed:"
+DECODING = frozenset({"decodes", "temperature", "rule"})
+"""Settings of the query set that do not change its problems."""
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -83,7 +93,40 @@ class PoolConfig(DataConfig):
 
 
 class QueryConfig(DataConfig):
-    """The query set: what influence is measured on; never an evaluation task."""
+    """The query set: what influence is measured on; never an evaluation task.
+
+    Each query is answered `decodes` times at `temperature`, before and after fine-tuning; `rule`
+    says when it counts as right: by a majority of its decodes (a tie is wrong), any or all of them.
+    """
+
+    decodes: Count = 1
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    rule: Literal["majority", "any", "all"] = "majority"
+
+    @model_validator(mode="after")
+    def _decoding(self) -> QueryConfig:
+        if self.decodes > 1 and self.temperature == 0:
+            raise ValueError(
+                f"decodes = {self.decodes} with temperature = 0; expected a temperature above 0, "
+                "since greedy decodes of one query are all the same"
+            )
+        return self
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How answers are decoded; empty for one greedy answer."""
+        if self.decodes == 1 and self.temperature == 0:
+            return {}
+        return {"decodes": self.decodes, "temperature": self.temperature}
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without decoding where that is one greedy answer: protocols written so far stay valid."""
+        dumped: dict[str, Any] = handler(self)
+        if not self.decoding:
+            for name in DECODING:
+                dumped.pop(name, None)
+        return dumped
 
 
 class ModelConfig(Model):
@@ -312,7 +355,7 @@ def load(path: Path) -> Experiment:
     try:
         experiment = Experiment.model_validate(_tuples(raw))
     except ValidationError as error:
-        lines = "\n".join(f"{path}: {line}" for line in _explain(error))
+        lines = "\n".join(f"{path}: {line}" for line in explain(error, Experiment))
         raise ValueError(lines) from None
     _check_files(experiment, path)
     return experiment
@@ -340,39 +383,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tuples(entry) for key, entry in value.items()}
     return value
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    problems = error.errors(include_url=False)
-    for problem in problems:
-        loc, value, kind = problem["loc"], problem["input"], problem["type"]
-        deeper = any(o["loc"][: len(loc)] == loc and len(o["loc"]) > len(loc) for o in problems)
-        if deeper:  # the entry inside is the cause; "too short" is only its echo
-            continue
-        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
-        where = where.lstrip(".")
-        shown = "a table" if isinstance(value, dict) else repr(value)
-        if kind == "extra_forbidden":
-            yield f"{where} = {shown}: unknown key; expected {_expected_keys(loc)}"
-        elif kind == "missing":
-            yield f"{where}: missing; expected a value"
-        elif kind == "value_error":
-            cause = str(problem["ctx"]["error"])
-            yield f"{where}: {cause}" if where else cause
-        else:
-            message = problem["msg"].removeprefix("Input should ").removeprefix("be ")
-            yield f"{where} = {shown}: expected {message[:1].lower()}{message[1:]}"
-
-
-def _expected_keys(loc: tuple[int | str, ...]) -> str:
-    """The keys of the table that holds the unknown one, the closest first."""
-    model: Any = Experiment
-    for part in loc[:-1]:
-        if isinstance(part, str):
-            kinds = get_args(model.model_fields[part].annotation)
-            kinds = kinds or (model.model_fields[part].annotation,)
-            model = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
-    names = list(model.model_fields)
-    close = difflib.get_close_matches(str(loc[-1]), names, n=1)
-    hint = f"{close[0]!r}? Known keys: " if close else "one of: "
-    return hint + ", ".join(names)

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.pool import IGNORED, Pool
-from harness.selector import Positions, Queries
+from harness.queries import Answers, Queries
+from harness.selector import Influence
 
 SIZE = 48
 ALPHABET = "?abcdefghijklmnopqrstuvwxyz0123456789+-*= #."
@@ -46,7 +47,11 @@ class Fixture:
             "decodes": lambda: lambda k, temperature: _decodes(pool, k),
             "queryset": lambda: make_queries().pool,
             "queries": make_queries,
-            "influence": lambda: lambda **options: self._influence(pool, options),
+            "influence": lambda: Influence(
+                lambda **options: self._influence(pool, options)[0].copy(),
+                lambda **options: self._influence(pool, options)[1],
+            ),
+            "curvature": lambda: lambda **options: self._curvature(pool, options),
             "trajectory": trajectory,
         }
         rows = {need: need.removeprefix("row:") for need in needs if need.startswith("row:")}
@@ -59,7 +64,14 @@ class Fixture:
 
     def _influence(self, pool: Pool, options: dict[str, Any]) -> Any:
         key = json.dumps([pool.ids, options])
-        return self._once("influence", key, lambda: _influence(pool, options)).copy()
+        return self._once("influence", key, lambda: _influence(pool, options))
+
+    def _curvature(self, pool: Pool, options: dict[str, Any]) -> Any:
+        from harness.influence import CurvatureOptions, fit
+
+        key = json.dumps([pool.ids, options])
+        chosen = CurvatureOptions(**options)
+        return self._once("curvature", key, lambda: fit(models()[1], pool, chosen))
 
     def _once(self, name: str, key: str, build: Callable[[], Any]) -> Any:
         if (name, key) not in self._built:
@@ -123,18 +135,12 @@ def make_queries() -> Queries:
     def chosen(correct: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int32], ...]:
         return tuple(right[q] if correct[q] else wrong[q] for q in range(8))
 
-    def text(completions: tuple[npt.NDArray[np.int32], ...]) -> tuple[str, ...]:
-        return tuple("".join(ALPHABET[t - 2] for t in ids[:-1]) for ids in completions)
+    def answers(correct: npt.NDArray[np.bool_]) -> Answers:
+        tokens = chosen(correct)
+        texts = tuple(("".join(ALPHABET[t - 2] for t in ids[:-1]),) for ids in tokens)
+        return Answers(texts, tuple((ids,) for ids in tokens), correct[:, None])
 
-    return Queries(
-        pool=pool,
-        before=text(chosen(before)),
-        after=text(chosen(after)),
-        before_ids=chosen(before),
-        after_ids=chosen(after),
-        correct_before=before,
-        correct_after=after,
-    )
+    return Queries(pool, answers(before), answers(after))
 
 
 def _decodes(pool: Pool, k: int) -> npt.NDArray[np.bool_]:
@@ -212,23 +218,18 @@ def tokenizer() -> Any:
 
 
 def _influence(pool: Pool, options: dict[str, Any]) -> Any:
-    from harness.influence import CurvatureOptions, influence_scores
+    """The table, and the columns of single queries."""
+    from harness.influence import CurvatureOptions, flipped, influence_scores
 
-    queries = make_queries()
-    own = {**options}
-    own.pop("completion", None)
+    own, queries = dict(options), make_queries()
+    names = ("whose", "completion", "decodes")
+    chosen = {name: own.pop(name) for name in names if name in own}
     known = {field.name for field in dataclasses.fields(CurvatureOptions)}
     curvature = CurvatureOptions(**{key: own.pop(key) for key in list(own) if key in known})
-
-    def answered(positions: Positions) -> Pool:
-        pairs = [(queries.pool.columns["prompt"][q], queries.after[q]) for q in positions.tolist()]
-        tokens = [_tokenised(*pair) for pair in pairs]
-        return Pool(
-            ids=tuple(queries.pool.ids[q] for q in positions),
-            input_ids=tuple(ids for ids, _ in tokens),
-            labels=tuple(labels for _, labels in tokens),
-        )
-
-    return influence_scores(
-        models()[1], pool, answered(queries.C), answered(queries.I), curvature, **own
+    correct, incorrect = (flipped(queries, side, **chosen) for side in ("C", "I"))
+    columns: dict[str, npt.NDArray[np.float32]] = {}
+    table = influence_scores(
+        models()[1], pool, correct, incorrect, curvature, columns=columns, **own
     )
+    table.attrs = {name: table.attrs[name] for name in ("n_C", "n_I")}
+    return table, columns

@@ -16,12 +16,17 @@ import pandas as pd
 
 from harness import record, testbed
 from harness.build import HIDDEN
+from harness.config import QueryConfig
 from harness.plan import Cell, Plan
+from harness.queries import Answers
 from harness.selector import BOTH
 from harness.signals import parameters_of
 from harness.stage import Stage
 from harness.store import Artefact, Store, digest
 from harness.subset import read_scores, read_subset
+
+STABILITY = "stability.parquet"
+"""A selector's own table of how stable its choice is, by the number of kept examples."""
 
 
 def artefact(store: Store, stage: Stage) -> Artefact:
@@ -121,6 +126,8 @@ def done(cell: Cell, plan: Plan, protocol: str, store: Store, folder: Path) -> d
         outputs |= {"checkpoint": checkpoint.outputs["model.safetensors"]}
         seconds["train_seconds"] = checkpoint.seconds
         seconds |= selection_cost(cell.subset, store)
+        if known := selection_facts(cell.subset, store):
+            entry["facts"] = known
     return {**entry, "outputs": outputs, "costs": seconds}
 
 
@@ -202,6 +209,18 @@ def selection_flops(chain: list[Stage], store: Store) -> float | None:
     return total
 
 
+def selection_facts(subset: Stage, store: Store) -> dict[str, Any]:
+    """What the selector noted about its selection; stability at the size that was chosen."""
+    made = artefact(store, subset.parents.get("scores", subset))
+    facts = dict(made.info.get("facts", {}))
+    table = made.folder / STABILITY
+    if table.exists():
+        lines = pd.read_parquet(table).set_index("kept")
+        line = lines.loc[artefact(store, subset).info["examples"]]
+        facts["stability"] = {**facts.get("stability", {}), **line.to_dict()}
+    return facts
+
+
 def write_pools(plan: Plan, store: Store, folder: Path) -> None:
     """Id, hidden class, length and steps of every pool example; no texts."""
     for arm, stage in plan.pools.items():
@@ -234,25 +253,29 @@ def facts(plan: Plan, store: Store) -> dict[str, Any]:
             entry["pool"] = made.info["report"]
         stages = plan.queries.get(arm)
         if stages and all(store.has(stages[w].kind, stages[w].key) for w in ("before", "after")):
-            entry |= _query_facts(stages, store)
+            entry |= _query_facts(stages, store, plan.experiment.query)
         found["arms"][arm] = entry
     proofs = [store.get(stage.kind, stage.key) for stage in plan.proofs]
     found["disjoint"] = [made.info["problems"] for made in proofs if made is not None]
     return found
 
 
-def _query_facts(stages: Mapping[str, Stage], store: Store) -> dict[str, Any]:
-    right = {}
-    for when in ("before", "after"):
-        path = artefact(store, stages[when]).folder / "answers.parquet"
-        right[when] = pd.read_parquet(path, columns=["correct"])["correct"].to_numpy()
-    return {
+def _query_facts(
+    stages: Mapping[str, Stage], store: Store, query: QueryConfig | None
+) -> dict[str, Any]:
+    assert query is not None
+    answers = {w: Answers.load(artefact(store, stages[w]).folder) for w in ("before", "after")}
+    right = {when: found.correct(query.rule) for when, found in answers.items()}
+    found: dict[str, Any] = {
         "n_queries": len(right["before"]),
         "n_C": int((~right["before"] & right["after"]).sum()),
         "n_I": int((right["before"] & ~right["after"]).sum()),
         "query_accuracy_before": float(right["before"].mean()),
         "query_accuracy_after": float(right["after"].mean()),
     }
+    if query.decodes > 1:
+        found |= {"query_decodes": query.decodes, "query_rule": query.rule}
+    return found
 
 
 def write_facts(plan: Plan, store: Store, folder: Path) -> None:

@@ -13,10 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from harness import plugins, testbed
-from harness.config import ArmConfig, DataConfig, Experiment, PoolConfig, Row, locate
+from harness.config import (
+    DECODING,
+    ArmConfig,
+    DataConfig,
+    Experiment,
+    PoolConfig,
+    Row,
+    locate,
+)
 from harness.evaluate import engine_version, resolve_engine, task_digest
 from harness.selector import NEEDS, ScoreSelector, Selector, Warmup
-from harness.stage import Stage
+from harness.stage import Stage, signal_versions
 from harness.store import tree_digest
 
 
@@ -124,7 +132,7 @@ class _Builder:
 
     def data(self, config: DataConfig) -> tuple[dict[str, Any], dict[str, str]]:
         """Hashed inputs and unhashed whereabouts of a data set."""
-        values = config.model_dump(exclude={"dataset"}, exclude_none=True)
+        values = config.model_dump(exclude={"dataset", *DECODING}, exclude_none=True)
         values["max_tokens"] = self.experiment.train.max_tokens
         if config.testbed is not None:
             return {"testbed": config.testbed, **values}, {}
@@ -189,12 +197,15 @@ class _Builder:
         }
 
     def answers(self, model: Stage, label: str) -> Stage:
-        """The query set answered greedily by `model`."""
+        """The query set answered by `model`."""
         assert self.queryset is not None
-        inputs = {
+        assert self.experiment.query is not None
+        inputs: dict[str, Any] = {
             "max_tokens": self.experiment.evaluate.max_tokens,
             "engine": {"name": self.engine, "version": engine_version(self.engine)},
         }
+        if self.experiment.query.decoding:
+            inputs["decoding"] = self.experiment.query.decoding
         return Stage(
             "answers", f"query answers {label}", inputs, {"model": model, "queryset": self.queryset}
         )
@@ -323,6 +334,7 @@ class _Arm:
         }
         if selector.stochastic:
             inputs |= {"seed": seed, "row": row}
+        inputs |= self._signals(selector)
         parents = {"pool": self.pool, **self._needed(selector, fraction, seed)}
         if needs_engine(selector):
             inputs["engine"] = {
@@ -339,6 +351,16 @@ class _Arm:
             return Stage("subset", self._label(row, fraction, inputs), cut, parents)
         inputs["fraction"] = fraction
         return Stage("subset", self._label(row, fraction, inputs), inputs, parents, group=group)
+
+    def _signals(self, selector: Selector) -> dict[str, Any]:
+        """Inputs of a selection that lie in the signals it is given."""
+        needs, query = selector.requirements(), self.experiment.query
+        found: dict[str, Any] = {}
+        if versions := signal_versions(needs):
+            found["signals"] = versions
+        if query is not None and query.decodes > 1 and {"queries", "influence"} & set(needs):
+            found["rule"] = query.rule
+        return found
 
     def _needed(self, selector: Selector, fraction: float, seed: int) -> dict[str, Stage]:
         parents: dict[str, Stage] = {}
@@ -359,7 +381,7 @@ class _Arm:
                 parents["queryset"] = self.query_parents()["queryset"]
             elif need in ("queries", "influence"):
                 parents |= self.query_parents()
-            elif need == "reference":
+            elif need in ("reference", "curvature"):
                 parents["reference"] = self.reference()
             elif need == "trajectory":
                 parents["trajectory"] = self.trajectory(selector.warmup())

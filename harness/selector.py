@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.pool import Pool
+from harness.queries import Queries
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from harness.features import Features
     from harness.influence import Checkpoint
+    from harness.influence import Curvature as Fitted
 
 Positions = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
@@ -31,6 +33,7 @@ NEEDS = (
     "queries",
     "reference",
     "influence",
+    "curvature",
     "trajectory",
 )
 """What a selector may declare in `needs`; `row:NAME` asks for another row's chosen ids."""
@@ -66,29 +69,6 @@ class Warmup:
             raise ValueError(f"epochs is {self.epochs!r}; expected more than 0, or None")
 
 
-@dataclass(frozen=True)
-class Queries:
-    """The query set, answered greedily before (base model) and after (reference) fine-tuning."""
-
-    pool: Pool
-    before: tuple[str, ...]
-    after: tuple[str, ...]
-    before_ids: tuple[npt.NDArray[np.int32], ...]
-    after_ids: tuple[npt.NDArray[np.int32], ...]
-    correct_before: npt.NDArray[np.bool_]
-    correct_after: npt.NDArray[np.bool_]
-
-    @property
-    def C(self) -> Positions:
-        """Queries that fine-tuning put right: wrong before, right after."""
-        return np.flatnonzero(~self.correct_before & self.correct_after).astype(np.int64)
-
-    @property
-    def I(self) -> Positions:  # noqa: E743 - the literature's name
-        """Queries that fine-tuning spoiled: right before, wrong after."""
-        return np.flatnonzero(self.correct_before & ~self.correct_after).astype(np.int64)
-
-
 class Decodes(Protocol):
     """The base model's sampled answers to the pool's own questions, graded."""
 
@@ -97,11 +77,29 @@ class Decodes(Protocol):
         ...
 
 
-class Influence(Protocol):
-    """Influence of every pool example on C and I at the reference checkpoint."""
+@dataclass(frozen=True)
+class Influence:
+    """Influence of every pool example on C and I at the reference checkpoint.
+
+    `table(**options)`: columns id, s_C, s_I, r_C, r_I (of the sides there are), one row per example
+    in pool order; `attrs` holds n_C and n_I, the number of queries behind s. Calling the object is
+    the same. `per_query(**options)`: infl(v, d) of the queries behind the ranks, "C" and "I" each
+    [n, q], in pool order.
+    """
+
+    table: Callable[..., pd.DataFrame]
+    per_query: Callable[..., Mapping[str, npt.NDArray[np.float32]]]
 
     def __call__(self, **options: Any) -> pd.DataFrame:
-        """Columns id, s_C, s_I, r_C, r_I, one row per example in pool order."""
+        """The table."""
+        return self.table(**options)
+
+
+class Curvature(Protocol):
+    """The curvature of the pool's loss at the reference checkpoint."""
+
+    def __call__(self, **options: Any) -> Fitted:
+        """Fitted with `CurvatureOptions(**options)`; one fit serves all who ask for the same."""
         ...
 
 
@@ -145,6 +143,8 @@ class Context:
         self.device = device
         self.progress = progress
         self.recorded: dict[str, npt.NDArray[Any]] = {}
+        self.noted: dict[str, Any] = {}
+        self.attached: dict[str, dict[str, npt.NDArray[Any]]] = {}
         self.operations = 0.0
 
     def _get(self, name: str) -> Any:
@@ -208,6 +208,11 @@ class Context:
         return self._get("influence")  # type: ignore[no-any-return]
 
     @property
+    def curvature(self) -> Curvature:
+        """Curvature at the reference checkpoint, fitted once for each set of options."""
+        return self._get("curvature")  # type: ignore[no-any-return]
+
+    @property
     def trajectory(self) -> tuple[Checkpoint, ...]:
         """Checkpoints of the run that the selector's `warmup()` describes, in order of steps."""
         return self._get("trajectory")  # type: ignore[no-any-return]
@@ -219,6 +224,16 @@ class Context:
     def record(self, **columns: npt.ArrayLike) -> None:
         """Keep per-example numbers (shape [n]) beside the subset, for reports."""
         self.recorded.update({name: np.asarray(values) for name, values in columns.items()})
+
+    def note(self, **facts: Any) -> None:
+        """Keep facts about the whole selection (plain JSON values), for its records."""
+        self.noted.update(facts)
+
+    def attach(self, name: str, **columns: npt.ArrayLike) -> None:
+        """Keep a further table, as `NAME.parquet` beside the scores."""
+        if name in ("scores", "subset") or not name.isidentifier():
+            raise ValueError(f"table name {name!r}; expected a free identifier")
+        self.attached[name] = {key: np.asarray(values) for key, values in columns.items()}
 
     def count(self, pool: Pool, operations: float) -> None:
         """Note a pass over `pool` of so many operations per parameter and token, as a cost."""

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.pool import IGNORED, Pool
-from harness.selector import (
-    BOTH,
-    FORWARD,
-    FORWARD_MODE,
-    Context,
-    Progress,
-    Queries,
-    Selector,
-)
+from harness.pool import Pool
+from harness.queries import Answers, Queries
+from harness.selector import FORWARD, Context, Influence, Progress, Selector
 from harness.stage import EXTERNAL, Stage
 from harness.store import Artefact, Store
 
@@ -36,7 +29,12 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel
 
-    from harness.influence import Checkpoint
+    from harness.influence import Checkpoint, Curvature, CurvatureOptions
+
+PER_QUERY = "queries.safetensors"
+"""infl(v, d) of the queries behind the ranks."""
+COMPLETIONS = ("whose", "completion", "decodes")
+"""Options of influence that say what f_v is made of."""
 
 
 def tokens_of(pool: Pool) -> int:
@@ -90,43 +88,13 @@ def positions_of(folder: Path) -> int:
     return int(settings.get("max_position_embeddings", 2**20))
 
 
-def load_queries(parents: Mapping[str, Stage], store: Store) -> Queries:
+def load_queries(parents: Mapping[str, Stage], store: Store, rule: str = "majority") -> Queries:
     """The query set with its answers before and after fine-tuning."""
-    import pyarrow.parquet as pq
-
-    answers = {}
-    for when in ("before", "after"):
-        stage = parents[when]
-        table = pq.read_table(store.folder(stage.kind, stage.key) / "answers.parquet")
-        answers[when] = table.to_pydict()
-    queryset = parents["queryset"]
-    ids = {when: tuple(np.asarray(t, np.int32) for t in answers[when]["ids"]) for when in answers}
-    return Queries(
-        pool=Pool.load(store.folder(queryset.kind, queryset.key)),
-        before=tuple(answers["before"]["response"]),
-        after=tuple(answers["after"]["response"]),
-        before_ids=ids["before"],
-        after_ids=ids["after"],
-        correct_before=np.asarray(answers["before"]["correct"], dtype=bool),
-        correct_after=np.asarray(answers["after"]["correct"], dtype=bool),
+    before, after, queryset = (
+        store.folder(parents[role].kind, parents[role].key)
+        for role in ("before", "after", "queryset")
     )
-
-
-def completed(
-    queries: Queries, positions: npt.NDArray[np.int64], responses: tuple[npt.NDArray[Any], ...]
-) -> Pool:
-    """Queries at `positions` as examples whose response is the given completion."""
-    chosen = [int(p) for p in positions if len(responses[p])]
-    prompts = [queries.pool.prompt_ids(p) for p in chosen]
-    input_ids = [
-        np.concatenate([prompt, responses[p]]).astype(np.int32)
-        for prompt, p in zip(prompts, chosen, strict=True)
-    ]
-    labels = [ids.copy() for ids in input_ids]
-    for label, prompt in zip(labels, prompts, strict=True):
-        label[: len(prompt)] = IGNORED
-    names = tuple(queries.pool.ids[p] for p in chosen)
-    return Pool(names, tuple(input_ids), tuple(labels))
+    return Queries(Pool.load(queryset), Answers.load(before), Answers.load(after), rule)
 
 
 @dataclass
@@ -144,6 +112,9 @@ class Signals:
     operations: float = 0.0
     """Estimated floating-point operations per model parameter."""
     given: Context | None = None
+    loaded: PreTrainedModel | None = None
+    asked: dict[str, Artefact] = field(default_factory=dict)
+    """Influence that was asked for already, by key."""
 
     def context(self, selector: Selector, rng: np.random.Generator | None) -> Context:
         """The context that `selector` is given."""
@@ -156,7 +127,8 @@ class Signals:
             "decodes": lambda: self.decodes,
             "queryset": self.queryset,
             "queries": self.queries,
-            "influence": lambda: self.influence,
+            "influence": lambda: Influence(self.influence, self.influence_per_query),
+            "curvature": lambda: self.curvature,
             "trajectory": self.trajectory,
         }
         for need in needs:
@@ -178,9 +150,11 @@ class Signals:
         return load_model(model_folder(self.stage.parents["model"], self.store), self.device)
 
     def reference(self) -> PreTrainedModel:
-        """The model fine-tuned on the whole pool."""
-        folder = model_folder(self.stage.parents["reference"], self.store)
-        return load_model(folder, self.device)
+        """The model fine-tuned on the whole pool, loaded once."""
+        if self.loaded is None:
+            folder = model_folder(self.stage.parents["reference"], self.store)
+            self.loaded = load_model(folder, self.device)
+        return self.loaded
 
     def tokenizer(self) -> Any:
         """The tokenizer of the pool."""
@@ -205,7 +179,8 @@ class Signals:
 
     def queries(self) -> Queries:
         """The answered query set."""
-        return load_queries(self.stage.parents, self.store)
+        rule = self.stage.inputs.get("rule", "majority")
+        return load_queries(self.stage.parents, self.store, rule)
 
     def _chosen(self, need: str) -> tuple[str, ...]:
         from harness.subset import read_subset
@@ -283,58 +258,114 @@ class Signals:
         rows = pq.read_table(made.folder / "decodes.parquet").column("correct").to_pylist()
         return np.asarray(rows, dtype=bool)
 
+    def curvature(self, **options: Any) -> Curvature:
+        """Curvature of the pool's loss at the reference checkpoint; one fit serves everybody."""
+        from harness.influence import Curvature, CurvatureOptions
+
+        return Curvature.load(self._fitted(self._curvature(CurvatureOptions(**options))).folder)
+
+    def _curvature(self, options: CurvatureOptions) -> Stage:
+        """The stage of a fit: at the reference checkpoint, on the pool."""
+        parents = {role: self.stage.parents[role] for role in ("pool", "reference")}
+        return Stage("curvature", f"curvature {options.kind}", asdict(options), parents)
+
+    def _fitted(self, stage: Stage) -> Artefact:
+        from harness.influence import CurvatureOptions, fit
+        from harness.influence.operations import fit_operations
+
+        def write(folder: Path) -> dict[str, Any]:
+            options = CurvatureOptions(**stage.inputs)
+            model = self.reference()
+            made = fit(model, self.pool, options, progress=self.progress)
+            made.save(folder)
+            return {"operations": fit_operations(model, self.pool, options), **made.report()}
+
+        made = self._shared(stage, write)
+        self.operations += made.info["operations"]
+        return made
+
     def influence(self, **options: Any) -> pd.DataFrame:
         """Influence of every pool example on C and I, in pool order."""
         import pandas as pd
 
-        def write(folder: Path) -> dict[str, Any]:
-            frame, facts = self._influence(options)
-            frame.to_parquet(folder / "influence.parquet", index=False)
-            return facts
+        made = self._influence(options)
+        frame = pd.read_parquet(made.folder / "influence.parquet")
+        frame.attrs = {name: made.info[name] for name in ("n_C", "n_I") if name in made.info}
+        return frame
 
+    def influence_per_query(self, **options: Any) -> dict[str, npt.NDArray[np.float32]]:
+        """infl(v, d) of the queries behind the ranks, by side, each [n, q]."""
+        from safetensors.numpy import load_file
+
+        made = self._influence(options)
+        columns: dict[str, npt.NDArray[np.float32]] = load_file(made.folder / PER_QUERY)
+        return columns
+
+    def _influence(self, options: Mapping[str, Any]) -> Artefact:
+        from harness.influence import CurvatureOptions
+
+        asked = dict(options)
+        own = {f.name for f in fields(CurvatureOptions)} & asked.keys()
+        curvature = CurvatureOptions(**{name: asked.pop(name) for name in own})
+        stage = self._curvature(curvature)
         roles = ("pool", "queryset", "before", "after", "reference")
-        parents = {role: self.stage.parents[role] for role in roles}
-        made = self._shared(Stage("influence", "influence scores", options, parents), write)
-        # Two passes of forward and backward to fit, one for the ranks, and forward-mode scores.
-        self.operations += (3 * BOTH + FORWARD_MODE) * tokens_of(self.pool)
-        return pd.read_parquet(made.folder / "influence.parquet")
+        parents = {**{role: self.stage.parents[role] for role in roles}, "curvature": stage}
+        rule = {"rule": self.stage.inputs["rule"]} if "rule" in self.stage.inputs else {}
+        whole = Stage("influence", "influence scores", {**asked, **rule}, parents)
+        if whole.key in self.asked:  # the table before, its columns now: one price
+            return self.asked[whole.key]
+        fitted = self._fitted(stage)  # apart, so that its time is not counted twice
 
-    def _influence(self, options: Mapping[str, Any]) -> tuple[pd.DataFrame, dict[str, Any]]:
-        import dataclasses
+        def write(folder: Path) -> dict[str, Any]:
+            return self._write_influence(folder, fitted.folder, asked)
 
-        from harness.influence import CurvatureOptions, influence_scores
+        made = self.asked[whole.key] = self._shared(whole, write)
+        self.operations += made.info["operations"]
+        return made
 
-        queries = self.queries()
-        more = dict(options)
-        own = {f.name for f in dataclasses.fields(CurvatureOptions)} & more.keys()
-        curvature = CurvatureOptions(**{name: more.pop(name) for name in own})
-        right = queries.after_ids
-        if more.pop("completion", "own") == "reference":
-            right = tuple(
-                ids[labels != IGNORED]
-                for ids, labels in zip(queries.pool.input_ids, queries.pool.labels, strict=True)
-            )
+    def _write_influence(
+        self, folder: Path, fitted: Path, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        from safetensors.numpy import save_file
+
+        from harness.influence import Curvature, influence_scores
+        from harness.influence.completions import flipped
+        from harness.influence.operations import scores_operations
+
+        queries, more = self.queries(), dict(options)
+        chosen = {name: more.pop(name) for name in COMPLETIONS if name in more}
+        found = {side: flipped(queries, side, **chosen) for side in ("C", "I")}
         # An empty side has no columns; the selector that wants it says what is missing.
-        correct = completed(queries, queries.C, right)
-        incorrect = completed(queries, queries.I, queries.after_ids)
-        if not len(correct) and not len(incorrect):
+        sides = {side: made for side, made in found.items() if len(made)}
+        if not sides:
             raise ValueError(
                 f"fine-tuning on the whole pool changed none of {len(queries.pool)} queries from "
                 "wrong to right or back (C and I are empty); expected at least one: ask more "
                 "queries, or train longer"
             )
+        columns: dict[str, npt.NDArray[np.float32]] = {}
+        curvature = Curvature.load(fitted)
         frame = influence_scores(
             self.reference(),
             self.pool,
-            correct if len(correct) else None,
-            incorrect if len(incorrect) else None,
-            curvature,
+            sides.get("C"),
+            sides.get("I"),
+            curvature=curvature,
+            columns=columns,
             progress=self.progress,
             **more,
         )
-        facts = dict(frame.attrs)
+        facts = {**frame.attrs, **chosen}
+        facts["operations"] = scores_operations(
+            self.pool, list(sides.values()), curvature.options, facts
+        )
         frame.attrs = {}  # parquet would keep them, times included: equal scores, unequal bytes
-        return frame, facts
+        frame.to_parquet(folder / "influence.parquet", index=False)
+        save_file(
+            {side: np.ascontiguousarray(values) for side, values in columns.items()},
+            folder / PER_QUERY,
+        )
+        return facts
 
     def _shared(self, stage: Stage, write: Callable[[Path], Mapping[str, Any]]) -> Artefact:
         start = time.perf_counter()

@@ -25,7 +25,8 @@ VERSIONS: Mapping[str, int] = {
     "answers": 1,
     "features": 1,
     "decodes": 1,
-    "influence": 1,
+    "curvature": 1,
+    "influence": 2,
     "trajectory": 1,
     "scores": 1,
     "subset": 1,
@@ -33,6 +34,14 @@ VERSIONS: Mapping[str, int] = {
     "samples": 1,
 }
 """Raise the number of a kind whose code now gives other results for the same inputs."""
+
+SIGNALS: Mapping[str, tuple[str, ...]] = {
+    "features": ("features",),
+    "decodes": ("decodes",),
+    "curvature": ("curvature",),
+    "influence": ("curvature", "influence"),
+}
+"""What a selector may need, and the kinds of shared artefacts that it is then given."""
 
 EXTERNAL = frozenset({"model"})
 """Kinds that lie outside the store (a model folder or a hub snapshot) and are never built."""
@@ -77,6 +86,15 @@ class Stage:
             yield stage
 
         return walk(self)
+
+
+def signal_versions(needs: Iterable[str]) -> dict[str, int]:
+    """Versions of the shared artefacts behind `needs`, as part of the key of what is made of them.
+
+    Version 1 goes without saying: keys from before a version was raised stay valid.
+    """
+    kinds = {kind for need in needs for kind in SIGNALS.get(need, ())}
+    return {kind: VERSIONS[kind] for kind in sorted(kinds) if VERSIONS[kind] > 1}
 
 
 def together(stages: Iterable[Stage]) -> dict[str, Stage]:

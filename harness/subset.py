@@ -39,17 +39,24 @@ def read_subset(folder: Path) -> tuple[str, ...]:
 
 def write_scores(folder: Path, pool: Pool, columns: Mapping[str, npt.NDArray[Any]]) -> None:
     """Write one row per example id with the named columns; ValueError on a wrong shape."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     for name, values in columns.items():
         if values.shape != (len(pool),):
             raise ValueError(
                 f"recorded column {name!r} has shape {values.shape}; expected ({len(pool)},)"
             )
-    table = {"id": pa.array(pool.ids, pa.string())}
-    table |= {name: pa.array(np.asarray(values)) for name, values in columns.items()}
-    pq.write_table(pa.table(table), folder / SCORES, compression="zstd")
+    write_table(folder / SCORES, {"id": np.asarray(pool.ids, dtype=object), **columns})
+
+
+def write_table(path: Path, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write columns of equal length; ValueError where they differ."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{path.name}: columns have lengths {lengths}; expected the same")
+    table = {name: pa.array(np.asarray(values)) for name, values in columns.items()}
+    pq.write_table(pa.table(table), path, compression="zstd")
 
 
 def read_scores(folder: Path) -> dict[str, list[Any]]:

@@ -198,7 +198,7 @@ def failures(results: Results) -> list[tuple[str, str]]:
 def notes(results: Results, table: pd.DataFrame) -> list[str]:
     """Footnotes of the main table: what each number is, and what it rests on."""
     found = [_interval_note(results), _difference_note(results, table), *_row_notes(table)]
-    found += [_data_note(results, table), _machine_note(results), *_fact_notes(results)]
+    found += [_data_note(results, table), _machine_note(results), *fact_notes(results)]
     if results.testbed:
         found.append(TESTBED_NOTE)
     return found
@@ -273,13 +273,45 @@ def _machine_note(results: Results) -> str:
     return said
 
 
-def _fact_notes(results: Results) -> list[str]:
+def fact_notes(results: Results) -> list[str]:
+    """What influence rests on: the queries that flipped, and how much its choice hangs on them."""
     n_c, n_i = results.facts.get("n_C"), results.facts.get("n_I")
     if n_c is None or n_i is None:
         return []
     total = results.facts.get("n_queries")
     among = f" of {total}" if total is not None else ""
+    decodes = results.facts.get("query_decodes")
+    rule = {"majority": "a majority", "any": "any", "all": "all"}
+    settled = ""
+    if decodes is not None:
+        how = rule[results.facts["query_rule"]]
+        settled = f" A query is right if {how} of its {decodes} decodes are."
     return [
         f"Influence: |C| = {n_c}{among} queries that fine-tuning on the whole pool made right and "
-        f"|I| = {n_i} that it made wrong."
+        f"|I| = {n_i} that it made wrong.{settled}",
+        *_stability_note(results),
+    ]
+
+
+def _stability_note(results: Results) -> list[str]:
+    """How much the choice of each row depends on the queries; one line for all of them."""
+    stated = []
+    for (row, fraction), cells in results.groups.items():
+        known = [cell.record.get("facts", {}).get("stability") for cell in cells]
+        known = [found for found in known if found is not None]
+        if not known:
+            continue
+        first = known[0]  # scores do not depend on the training seed
+        at = f" at {percent(fraction)}" if len(results.fractions) > 1 else ""
+        drawn = listing(f"{n} of {side}" for side, n in first["queries"].items())
+        stated.append(
+            f"{row}{at} {first['jaccard']:.2f} [{first['low']:.2f}, {first['high']:.2f}] "
+            f"(random sets {first['random']:.2f}; {plural(first['replicates'], 'draw')} of the "
+            f"queries behind its ranks: {drawn})"
+        )
+    if not stated:
+        return []
+    return [
+        "Stability of the chosen set under a bootstrap over queries, as Jaccard overlap with the "
+        f"choice by all of them [95% interval]: {listing(stated)}."
     ]

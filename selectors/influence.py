@@ -14,15 +14,22 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from harness import Context, Pool, Scores, ScoreSelector
+from harness import Context, Pool, Scores, ScoreSelector, influence
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from collections.abc import Mapping
+
+    Columns = Mapping[str, npt.NDArray[np.float32]]
+    Table = Mapping[str, npt.NDArray[np.float64]]
 
 MISSING = {
     "C": "no query was answered wrong before and right after fine-tuning (C is empty)",
     "I": "no query was answered right before and wrong after fine-tuning (I is empty)",
 }
+ONLY = {"C": "incorrect", "I": "correct"}
+"""The strategy that does without a side."""
+STREAM = 103
+"""Parts the bootstrap's draws from others of the same seed."""
 
 
 @dataclass(frozen=True)
@@ -37,58 +44,107 @@ class Influence(ScoreSelector):
     two ranks, then by the rank of s, then the later one in the pool is dropped first.
 
     `curvature`, `fisher`, `damping`, `layers`, `loss`: see CurvatureOptions. `aggregate`: s is the
-    mean or the sum over queries. `completion`: for C the model's own right answer or the reference
-    one. `max_queries`: at most so many queries per side for the ranks, drawn with `query_seed`.
+    mean or the sum over queries. `whose` answers count: those after fine-tuning, those before with
+    the opposite sign, or the contrast of both. `completion`: for C the model's own right answer or
+    the reference one. `decodes`: of several right (wrong) decodes of a query, the mean or the sum.
+    `max_queries`: at most so many queries per side for the ranks, drawn with `query_seed`.
+    `scoring`: how s is computed (see `influence_scores`).
+
+    How stable the choice is comes from `replicates` bootstrap draws of the queries behind the ranks
+    (0: not asked): the record of a cell has the overlap of what they keep with what all keep, and
+    the scores beside the subset, per example, the 2.5% and 97.5% quantiles of its place.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("influence",)
 
     strategy: Literal["correct", "incorrect", "combined"] = "combined"
     mix: Literal["half", "rank"] = "half"
-    curvature: Literal["ekfac", "identity"] = "ekfac"
+    curvature: Literal[
+        "identity", "diagonal", "kfac", "ekfac", "ekfac+cg", "datainf", "projected"
+    ] = "ekfac"
     fisher: Literal["true", "empirical"] = "true"
     damping: float = 0.1
     layers: Literal["attention+mlp", "attention", "mlp", "all"] = "attention+mlp"
     loss: Literal["mean", "sum"] = "mean"
     aggregate: Literal["mean", "sum"] = "mean"
+    whose: Literal["after", "before", "contrast"] = "after"
     completion: Literal["own", "reference"] = "own"
+    decodes: Literal["mean", "sum"] = "mean"
     max_queries: int | None = 64
     query_seed: int = 0
+    scoring: Literal["forward", "central", "backward"] = "forward"
+    replicates: int = 1000
 
     def __post_init__(self) -> None:
         if not self.damping >= 0:
             raise ValueError(f"damping is {self.damping}; expected at least 0")
+        if self.replicates < 0:
+            raise ValueError(f"replicates is {self.replicates}; expected at least 0")
+        if self.whose == "before" and self.completion == "reference":
+            raise ValueError(
+                "completion is 'reference' with whose = 'before', which looks at no right answer "
+                "of C; expected completion = 'own'"
+            )
 
     def score(self, pool: Pool, context: Context) -> Scores:
         """Place in the order of dropping: 0 is dropped first, n - 1 is kept longest."""
-        table = context.influence(
-            kind=self.curvature,
-            fisher=self.fisher,
-            damping=self.damping,
-            layers=self.layers,
-            loss=self.loss,
-            aggregate=self.aggregate,
-            completion=self.completion,
-            max_queries=self.max_queries,
-            query_seed=self.query_seed,
-        )
+        options = {
+            "kind": self.curvature,
+            "fisher": self.fisher,
+            "damping": self.damping,
+            "layers": self.layers,
+            "loss": self.loss,
+            "aggregate": self.aggregate,
+            "whose": self.whose,
+            "completion": self.completion,
+            "decodes": self.decodes,
+            "max_queries": self.max_queries,
+            "query_seed": self.query_seed,
+            "method": self.scoring,
+        }
+        table = context.influence(**options)
         names = [name for name in ("s_C", "s_I", "r_C", "r_I") if name in table]
         context.record(**{name: table[name].to_numpy() for name in names})
-        if self.strategy == "correct":
-            order = _order(table, "C", 1.0)
-        elif self.strategy == "incorrect":
-            order = _order(table, "I", -1.0)
-        else:
-            order = _mixed(_order(table, "C", 1.0), _order(table, "I", -1.0), self.mix)
+        context.note(**table.attrs)
+        order = self._order(table)
+        if self.replicates:
+            self._record_stability(pool, context, context.influence.per_query(**options))
         return _places(order).astype(np.float64)
 
+    def _order(self, table: "Table") -> npt.NDArray[np.int64]:
+        """Positions in the order of dropping."""
+        if self.strategy == "correct":
+            return _order(table, "C", 1.0)
+        if self.strategy == "incorrect":
+            return _order(table, "I", -1.0)
+        return _mixed(_order(table, "C", 1.0), _order(table, "I", -1.0), self.mix)
 
-def _order(table: "pd.DataFrame", side: str, sign: float) -> npt.NDArray[np.int64]:
+    def _record_stability(self, pool: Pool, context: Context, columns: "Columns") -> None:
+        sides = {"correct": ("C",), "incorrect": ("I",)}.get(self.strategy, ("C", "I"))
+        used = {side: columns[side] for side in sides}
+        found = influence.order_stability(
+            pool.ids,
+            used,
+            self._order,
+            rng=np.random.default_rng([self.query_seed, STREAM]),
+            replicates=self.replicates,
+            aggregate=self.aggregate,
+        )
+        context.attach("stability", **found.budgets)
+        context.record(place_low=found.place_low, place_high=found.place_high)
+        drawn = {side: int(values.shape[1]) for side, values in used.items()}
+        context.note(stability={"replicates": self.replicates, "queries": drawn})
+
+
+def _order(table: "Table", side: str, sign: float) -> npt.NDArray[np.int64]:
     """Positions in the order in which one side drops them; `sign` makes low mean bad."""
     if f"s_{side}" not in table:
-        raise ValueError(f"influence: {MISSING[side]}; expected at least one such query")
-    s = _ranks(sign * table[f"s_{side}"].to_numpy(np.float64))
-    r = _ranks(sign * table[f"r_{side}"].to_numpy(np.float64))
+        raise ValueError(
+            f"influence: {MISSING[side]}; expected at least one such query: ask more queries, "
+            f"train longer, or use strategy = {ONLY[side]!r}, which does without"
+        )
+    s = _ranks(sign * np.asarray(table[f"s_{side}"], np.float64))
+    r = _ranks(sign * np.asarray(table[f"r_{side}"], np.float64))
     later_first = -np.arange(len(s))
     order: npt.NDArray[np.int64] = np.lexsort((later_first, s, s + r, np.maximum(s, r)))
     return order

@@ -16,6 +16,9 @@ import numpy as np
 from harness import Context, Pool, Scores, ScoreSelector, influence
 from harness.selector import BOTH
 
+PASSES = ("ekfac+cg", "datainf")
+"""Kinds whose every solve takes passes over the pool; here each example needs one of its own."""
+
 
 @dataclass(frozen=True)
 class SelfInfluence(ScoreSelector):
@@ -25,10 +28,12 @@ class SelfInfluence(ScoreSelector):
     mislabelled or rare). `curvature`, `fisher`, `damping`, `layers`, `loss`: see CurvatureOptions.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("reference",)
+    needs: ClassVar[tuple[str, ...]] = ("reference", "curvature")
 
     order: Literal["low", "high"] = "low"
-    curvature: Literal["ekfac", "identity"] = "ekfac"
+    curvature: Literal[
+        "identity", "diagonal", "kfac", "ekfac", "ekfac+cg", "datainf", "projected"
+    ] = "ekfac"
     fisher: Literal["true", "empirical"] = "true"
     damping: float = 0.1
     layers: Literal["attention+mlp", "attention", "mlp", "all"] = "attention+mlp"
@@ -37,21 +42,26 @@ class SelfInfluence(ScoreSelector):
     def __post_init__(self) -> None:
         if not self.damping >= 0:
             raise ValueError(f"damping is {self.damping}; expected at least 0")
+        if self.curvature in PASSES:
+            raise ValueError(
+                f"curvature is {self.curvature!r}, which solves with passes over the pool; "
+                "expected one that solves from its factors: 'identity', 'diagonal', 'kfac', "
+                "'ekfac' or 'projected'"
+            )
 
     def score(self, pool: Pool, context: Context) -> Scores:
         """Minus the self-influence for "low", the self-influence itself for "high"."""
-        options = influence.CurvatureOptions(
+        curvature = context.curvature(
             kind=self.curvature,
             fisher=self.fisher,
             damping=self.damping,
             layers=self.layers,
             loss=self.loss,
         )
-        model = context.reference
-        curvature = influence.fit(model, pool, options, progress=context.progress)
-        found = influence.self_influence(model, curvature, pool, progress=context.progress)
-        passes = 1 if self.curvature == "identity" else 3  # the fit takes two
-        context.count(pool, passes * BOTH)
+        found = influence.self_influence(
+            context.reference, curvature, pool, progress=context.progress
+        )
+        context.count(pool, BOTH)
         context.record(self_influence=found)
         # Equal scores keep pool order; minus 0.0 would sort like 0.0 but look odd in a table.
         return found if self.order == "high" else np.where(found == 0, 0.0, -found)

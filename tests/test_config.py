@@ -91,6 +91,9 @@ def test_discovered_selectors_join_only_where_asked(load):
             "twice|more than once",
         ),
         ("[grid]", "[grid]\nfractions = 1\n[x]", r"grid"),
+        ("[query]", "[query]\ndecodes = 4", r"decodes = 4 with temperature = 0; .* above 0"),
+        ("[query]", "[query]\ndecodes = 0", r"query\.decodes = 0: expected greater than or equal"),
+        ("[query]", '[query]\nrule = "most"', r"query\.rule = 'most': expected 'majority', 'any'"),
     ],
 )
 def test_refusals(load, old, new, said):
@@ -117,6 +120,15 @@ def test_an_unknown_experiment_lists_the_known_ones(tmp_path):
 def test_broken_toml_is_named(load):
     with pytest.raises(ValueError, match=r"x\.toml: not valid TOML"):
         load("name = ")
+
+
+def test_decoding_of_queries_is_dumped_only_where_it_is_not_one_greedy_answer(load):
+    assert "decodes" not in load(GOOD).model_dump()["query"]
+    several = "[query]\ndecodes = 3\ntemperature = 0.6"
+    query = load(GOOD.replace("[query]", several)).query
+    dumped = query.model_dump(mode="json", exclude_none=True)
+    assert (dumped["decodes"], dumped["temperature"], dumped["rule"]) == (3, 0.6, "majority")
+    assert type(query).model_validate(dumped) == query
 
 
 @pytest.mark.parametrize("name", ["quick", "smoke", "testbed"])

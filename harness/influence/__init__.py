@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from harness.influence.options import CurvatureOptions
 
 if TYPE_CHECKING:
+    from harness.influence.completions import Completions, flipped
     from harness.influence.curvature import Curvature, fit
     from harness.influence.directional import directional_scores
     from harness.influence.gradients import example_gradients, query_gradients
     from harness.influence.scores import influence_scores, per_query_scores
+    from harness.influence.stability import order_stability, set_stability
     from harness.influence.trajectory import (
         Checkpoint,
         Moments,
@@ -30,22 +32,27 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Checkpoint": "trajectory",
+    "Completions": "completions",
     "Curvature": "curvature",
     "Moments": "trajectory",
     "cosine_scores": "trajectory",
     "directional_scores": "directional",
     "example_gradients": "gradients",
     "fit": "curvature",
+    "flipped": "completions",
     "influence_scores": "scores",
     "less_scores": "trajectory",
+    "order_stability": "stability",
     "per_query_scores": "scores",
     "query_gradients": "gradients",
     "self_influence": "trajectory",
+    "set_stability": "stability",
     "tracin_scores": "trajectory",
 }
 
 __all__ = [
     "Checkpoint",
+    "Completions",
     "Curvature",
     "CurvatureOptions",
     "Moments",
@@ -53,11 +60,14 @@ __all__ = [
     "directional_scores",
     "example_gradients",
     "fit",
+    "flipped",
     "influence_scores",
     "less_scores",
+    "order_stability",
     "per_query_scores",
     "query_gradients",
     "self_influence",
+    "set_stability",
     "tracin_scores",
 ]
 

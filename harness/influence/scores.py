@@ -5,8 +5,9 @@
     r_C(d) = mean over v in C of (rank of d in infl(v, .)) / n
 
 f_v is the mean log-probability of a query's completion: the right one for the queries of C (wrong
-before, right after fine-tuning), the wrong one for those of I (right before, wrong after). This is
-our reconstruction of 2510.06108; every choice is an option and is recorded in the table's `attrs`.
+before, right after fine-tuning), the wrong one for those of I (right before, wrong after); of
+several completions, their weighted sum (see completions.py). This is our reconstruction of
+2510.06108; every choice is an option and is recorded in the table's `attrs`.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ import torch
 from torch import nn
 
 from harness.influence.batches import Progress
+from harness.influence.completions import Completions
 from harness.influence.curvature import Curvature, fit
 from harness.influence.directional import directional_scores
 from harness.influence.ghost import products
-from harness.influence.gradients import query_gradients
 from harness.influence.layers import Gradients
 from harness.influence.options import CurvatureOptions
 from harness.pool import Pool
@@ -42,7 +43,7 @@ def per_query_scores(
     model: nn.Module,
     curvature: Curvature,
     pool: Pool,
-    queries: Pool,
+    queries: Pool | Completions,
     *,
     progress: Progress | None = None,
 ) -> npt.NDArray[np.float64]:
@@ -51,14 +52,14 @@ def per_query_scores(
     One forward and backward pass over the pool per block of queries; a block is as large as
     `QUERY_ELEMENTS` allows, so that small models need one pass.
     """
-    return _influence(model, curvature, pool, [queries], None, progress)
+    return _influence(model, curvature, pool, [Completions.of(queries)], None, progress)
 
 
 def _influence(
     model: nn.Module,
     curvature: Curvature,
     pool: Pool,
-    sets: Sequence[Pool],
+    sets: Sequence[Completions],
     more: Gradients | None,
     progress: Progress | None,
 ) -> npt.NDArray[np.float64]:
@@ -67,19 +68,24 @@ def _influence(
     Shape [n, sum of q + k], in as few passes as memory allows.
     """
     options = curvature.options
-    width = sum(out * columns for out, columns in curvature.shapes.values())
-    size = max(1, QUERY_ELEMENTS // width)
+    size = block_size(curvature)
     every = [(number, v) for number, queries in enumerate(sets) for v in range(len(queries))]
     parts = []
     for start in range(0, len(every), size):
         block = every[start : start + size]
         chosen = [queries.take([v for k, v in block if k == j]) for j, queries in enumerate(sets)]
-        found = [query_gradients(model, part, options) for part in chosen if len(part)]
-        directions = curvature.apply(_joined(found))
+        found = [part.gradients(model, options) for part in chosen if len(part)]
+        directions = curvature.apply(_joined(found), model=model, pool=pool, progress=progress)
         if more is not None and start + size >= len(every):
             directions = _joined([directions, more])
         parts.append(products(model, pool, directions, options, progress=progress))
     return np.concatenate(parts, axis=1) if parts else np.zeros((len(pool), 0))
+
+
+def block_size(curvature: Curvature) -> int:
+    """Queries of one pass over the pool."""
+    width = sum(out * columns for out, columns in curvature.shapes.values())
+    return max(1, QUERY_ELEMENTS // width)
 
 
 def _joined(parts: Sequence[Gradients]) -> Gradients:
@@ -89,8 +95,8 @@ def _joined(parts: Sequence[Gradients]) -> Gradients:
 def influence_scores(
     model: nn.Module,
     pool: Pool,
-    correct: Pool | None,
-    incorrect: Pool | None,
+    correct: Pool | Completions | None,
+    incorrect: Pool | Completions | None,
     options: CurvatureOptions | None = None,
     *,
     curvature: Curvature | None = None,
@@ -98,23 +104,28 @@ def influence_scores(
     max_queries: int | None = 64,
     query_seed: int = 0,
     method: str = "forward",
+    columns: dict[str, npt.NDArray[np.float32]] | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Table id, s_C, r_C, s_I, r_I: one row per example, in pool order; higher = more influence.
 
     `correct` (C) and `incorrect` (I) hold prompt and completion of each query, the completion
-    labelled. None: that side is not wanted and has no columns. An empty side raises ValueError.
+    labelled; or `Completions`, for several per query. None: that side is not wanted and has no
+    columns. An empty side raises ValueError.
     `curvature`: one fitted before at these weights; its own options then count. `aggregate`:
     "mean" or "sum" over queries, for s_C and s_I, which use every query; the ranks use at most
     `max_queries` per side, drawn with `query_seed` (None: all). `method` of s_C and s_I: "forward"
     or "central" (see `directional_scores`), or "backward": from the example gradients that the
-    ranks form anyway, the same numbers up to rounding without a pass of their own.
+    ranks form anyway, the same numbers up to rounding without a pass of their own. `columns` is
+    filled with infl(v, d) of the queries behind the ranks of each side, [n, q].
 
-    `attrs` of the table: options, n_C, n_I, the ids behind the ranks, seconds per part.
+    `attrs` of the table: options, n_C, n_I, the ids behind the ranks, seconds per part, and what
+    the curvature reports (residuals of solves, error of sampling).
     """
     import pandas as pd
 
-    sides = {name: side for name, side in (("C", correct), ("I", incorrect)) if side is not None}
+    given = (("C", correct), ("I", incorrect))
+    sides = {name: Completions.of(side) for name, side in given if side is not None}
     _check_sides(sides, aggregate, max_queries)
     if method not in ("forward", "central", "backward"):
         raise ValueError(f"method is {method!r}; expected 'forward', 'central' or 'backward'")
@@ -127,7 +138,7 @@ def influence_scores(
     options = curvature.options
     drawn = _drawn(sides, max_queries, query_seed)
     with _timed(seconds, "directions"):
-        means = _mean_directions(model, curvature, sides, aggregate)
+        means = _mean_directions(model, curvature, pool, sides, aggregate, progress)
     with _timed(seconds, "ranks"):
         own = means if method == "backward" else None
         found = _influence(model, curvature, pool, list(drawn.values()), own, progress)
@@ -141,7 +152,10 @@ def influence_scores(
     start = 0
     for column, (name, side) in enumerate(drawn.items()):
         table[f"s_{name}"] = scores[:, column]
-        table[f"r_{name}"] = rank_scores(found[:, start : start + len(side)])
+        own_columns = found[:, start : start + len(side)]
+        table[f"r_{name}"] = rank_scores(own_columns)
+        if columns is not None:
+            columns[name] = own_columns.astype(np.float32)
         start += len(side)
     table.attrs = {
         **{f"n_{name}": len(side) for name, side in sides.items()},
@@ -149,7 +163,9 @@ def influence_scores(
         "aggregate": aggregate,
         "method": method,
         "query_seed": query_seed,
+        "passes": -(-sum(map(len, drawn.values())) // block_size(curvature)),
         "rank_queries": {name: list(side.ids) for name, side in drawn.items()},
+        "curvature": curvature.report(),
         "seconds": seconds,
     }
     return table
@@ -167,7 +183,7 @@ def rank_scores(influence: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return share
 
 
-def _check_sides(sides: dict[str, Pool], aggregate: str, max_queries: int | None) -> None:
+def _check_sides(sides: dict[str, Completions], aggregate: str, max_queries: int | None) -> None:
     meaning = {
         "C": "wrong before and right after fine-tuning",
         "I": "right before and wrong after fine-tuning",
@@ -187,20 +203,22 @@ def _check_sides(sides: dict[str, Pool], aggregate: str, max_queries: int | None
 
 
 def _mean_directions(
-    model: nn.Module, curvature: Curvature, sides: dict[str, Pool], aggregate: str
+    model: nn.Module,
+    curvature: Curvature,
+    pool: Pool,
+    sides: dict[str, Completions],
+    aggregate: str,
+    progress: Progress | None,
 ) -> Gradients:
     """u = (H + damping)^-1 times the aggregated query gradient; layer -> [sides, out, in (+ 1)]."""
-    found = [
-        query_gradients(model, side, curvature.options, aggregate=aggregate)
-        for side in sides.values()
-    ]
+    found = [side.direction(model, curvature.options, aggregate) for side in sides.values()]
     stacked = {name: torch.stack([side[name] for side in found]) for name in found[0]}
-    return curvature.apply(stacked)
+    return curvature.apply(stacked, model=model, pool=pool, progress=progress)
 
 
-def _drawn(sides: dict[str, Pool], limit: int | None, seed: int) -> dict[str, Pool]:
+def _drawn(sides: dict[str, Completions], limit: int | None, seed: int) -> dict[str, Completions]:
     """At most `limit` queries of each side, in their own order, each side with its own stream."""
-    kept: dict[str, Pool] = {}
+    kept: dict[str, Completions] = {}
     for name, side in sides.items():
         if limit is not None and len(side) > limit:
             rng = np.random.default_rng([seed, ord(name)])

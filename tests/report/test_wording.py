@@ -1,5 +1,6 @@
 """Headlines say what the verdicts say."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -105,6 +106,41 @@ def test_points(value, shown):
 )
 def test_p_value(p, shown):
     assert wording.p_value(p) == shown
+
+
+def test_stability_of_a_choice_is_told_where_it_is_known(make_results):
+    folder = make_results(fractions=(0.25, 0.5))
+    (found,) = load(folder)
+    assert not [note for note in wording.fact_notes(found) if "Stability" in note]
+    stability = {
+        "jaccard": 0.812, "low": 0.7549, "high": 0.861, "random": 0.3333,
+        "replicates": 1000, "queries": {"C": 64, "I": 23},
+    }  # fmt: skip
+    path = folder / "records.jsonl"
+    lines = []
+    for line in path.read_text().splitlines():
+        entry = json.loads(line)
+        if entry["row"] == "influence/combined" and entry["fraction"] == 0.5:
+            entry["facts"] = {"n_C": 64, "n_I": 23, "stability": stability}
+        lines.append(json.dumps(entry) + "\n")
+    path.write_text("".join(lines))
+    (found,) = load(folder)
+    [note] = [note for note in wording.fact_notes(found) if "Stability" in note]
+    assert note == (
+        "Stability of the chosen set under a bootstrap over queries, as Jaccard overlap with the "
+        "choice by all of them [95% interval]: influence/combined at 50% 0.81 [0.75, 0.86] (random "
+        "sets 0.33; 1000 draws of the queries behind its ranks: 64 of C and 23 of I)."
+    )
+
+
+def test_the_rule_for_several_decodes_is_told(make_results):
+    folder = make_results()
+    facts = json.loads((folder / "facts.json").read_text())
+    facts["arms"]["main"] |= {"query_decodes": 5, "query_rule": "majority"}
+    (folder / "facts.json").write_text(json.dumps(facts))
+    (found,) = load(folder)
+    [note] = [note for note in wording.fact_notes(found) if "|C| = 64" in note]
+    assert note.endswith("made wrong. A query is right if a majority of its 5 decodes are.")
 
 
 def test_listing():

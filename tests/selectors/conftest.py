@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import fixture
+from harness import fixture, influence
 from harness.plugins import build
 from harness.pool import Pool
 from harness.selector import Context, Scores, Selector
@@ -92,6 +92,9 @@ def scored(tokens: Pool, query: Pool, make_context: MakeContext) -> Callable[...
         context = make_context(
             selector,
             reference=fixture.models()[1],
+            curvature=lambda **options: influence.fit(
+                fixture.models()[1], tokens, influence.CurvatureOptions(**options)
+            ),
             trajectory=fixture.trajectory(),
             queryset=query,
         )

@@ -10,13 +10,14 @@ import pandas as pd
 import pytest
 
 from harness.plugins import build
+from harness.selector import Influence
 
 Table = dict[str, list[float]]
 
 
 def dropped(make_pool: Any, make_context: Any, params: Any, table: Table, drop: int) -> list[int]:
     """Positions that are missing from the subset."""
-    selector = build("influence", params)
+    selector = build("influence", {"replicates": 0, **params})
     n = len(next(iter(table.values())))
     frame = pd.DataFrame({"id": [f"e{i}" for i in range(n)], **table})
     context = make_context(selector, influence=lambda **options: frame)
@@ -85,7 +86,7 @@ def test_combined_half_and_half(make_pool: Any, make_context: Any) -> None:
 
 
 def test_kept_best_first_and_recorded(make_pool: Any, make_context: Any) -> None:
-    selector = build("influence", {"strategy": "correct"})
+    selector = build("influence", {"strategy": "correct", "replicates": 0})
     context = make_context(selector, influence=lambda **options: pd.DataFrame(BY_HAND))
     assert selector.select(make_pool([1] * 6), 3, context).tolist() == [5, 3, 4]
     assert set(context.recorded) == {"s_C", "r_C"}
@@ -116,22 +117,64 @@ def test_options_are_passed_on(make_pool: Any, make_context: Any) -> None:
         given.update(options)
         return pd.DataFrame(BY_HAND)
 
-    params = {"strategy": "correct", "curvature": "identity", "damping": 0.5, "layers": "mlp"}
-    selector = build("influence", {**params, "max_queries": 3, "query_seed": 4})
+    params = {"strategy": "correct", "curvature": "kfac", "damping": 0.5, "layers": "mlp"}
+    more = {"whose": "contrast", "decodes": "sum", "scoring": "backward", "replicates": 0}
+    selector = build("influence", {**params, **more, "max_queries": 3, "query_seed": 4})
     selector.select(make_pool([1] * 6), 1, make_context(selector, influence=influence))
     assert given == {
-        "kind": "identity",
+        "kind": "kfac",
         "fisher": "true",
         "damping": 0.5,
         "layers": "mlp",
         "loss": "mean",
         "aggregate": "mean",
+        "whose": "contrast",
         "completion": "own",
+        "decodes": "sum",
         "max_queries": 3,
         "query_seed": 4,
+        "method": "backward",
     }
+
+
+def test_stability_is_recorded_for_every_size(make_pool: Any, make_context: Any) -> None:
+    """Two queries of C, four examples; see test_influence_stability.py for the numbers."""
+    columns = np.array([[0.0, 3.0], [1.0, 2.0], [2.0, 1.0], [3.0, 0.0]], np.float32)
+    ranks = (np.argsort(np.argsort(columns, axis=0), axis=0) + 1) / 4
+    table = pd.DataFrame({"s_C": columns.mean(axis=1), "r_C": ranks.mean(axis=1)})
+    table.attrs = {"n_C": 5, "n_I": 0}
+    asked: list[dict[str, Any]] = []
+
+    def per_query(**options: Any) -> dict[str, npt.NDArray[np.float32]]:
+        asked.append(options)
+        return {"C": columns, "I": np.zeros((4, 1), np.float32)}
+
+    selector = build("influence", {"strategy": "correct", "replicates": 200})
+    given = Influence(lambda **options: table, per_query)
+    context = make_context(selector, influence=given)
+    selector.select(make_pool([1] * 4), 2, context)
+    assert asked[0]["kind"] == "ekfac"
+    assert context.noted == {
+        "n_C": 5,
+        "n_I": 0,
+        "stability": {"replicates": 200, "queries": {"C": 2}},
+    }
+    found = context.attached["stability"]
+    assert found["kept"].tolist() == [1, 2, 3, 4]
+    # With both queries all tie and the earlier examples stay. The first query alone, a quarter of
+    # the draws, keeps the last two; the second alone keeps the first two.
+    assert found["jaccard"][1] == pytest.approx(0.75, abs=0.1)
+    assert (found["low"][1], found["high"][1], found["jaccard"][3]) == (0.0, 1.0, 1.0)
+    assert context.recorded["place_low"].tolist() == [0.0, 1.0, 1.0, 0.0]
+    again = make_context(selector, influence=given)
+    selector.select(make_pool([1] * 4), 2, again)
+    np.testing.assert_array_equal(again.attached["stability"]["jaccard"], found["jaccard"])
 
 
 def test_refuses() -> None:
     with pytest.raises(ValueError, match="damping is -1"):
         build("influence", {"damping": -1})
+    with pytest.raises(ValueError, match="replicates is -1"):
+        build("influence", {"replicates": -1})
+    with pytest.raises(ValueError, match="completion is 'reference' with whose = 'before'"):
+        build("influence", {"completion": "reference", "whose": "before"})

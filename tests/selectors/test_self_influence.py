@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,13 @@ def test_options_reach_the_curvature(scored: Any, tokens: Any) -> None:
     expected = influence.self_influence(model, influence.fit(model, tokens, options), tokens)
     found, context = scored("self_influence", **params)
     np.testing.assert_array_equal(found, -expected)
-    assert context.operations == 3 * 6 * sum(map(len, tokens.input_ids))
+    assert context.operations == 6 * sum(map(len, tokens.input_ids))
+
+
+@pytest.mark.parametrize("kind", ["ekfac+cg", "datainf"])
+def test_kinds_that_solve_with_passes_are_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match=f"curvature is '{re.escape(kind)}', which solves with"):
+        build("self_influence", {"curvature": kind})
 
 
 def test_refuses() -> None:

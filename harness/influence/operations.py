@@ -1,0 +1,83 @@
+"""What a curvature costs, in floating-point operations per parameter of the model: an estimate.
+
+Counted are passes over tokens: 2 for a forward pass, 6 with the backward pass and the gradients
+made of it, 2 more for a derivative that a forward pass carries along. Decompositions of factors,
+which do not grow with the pool, are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.influence.completions import Completions
+from harness.influence.curvature import drawn, fitted_on
+from harness.influence.kronecker import basis_examples, groups
+from harness.influence.layers import tracked_layers
+from harness.influence.options import CurvatureOptions
+from harness.pool import Pool
+from harness.selector import BOTH, FORWARD
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BASES = ("kfac", "ekfac", "ekfac+cg")
+"""Kinds that take eigenvectors from a sample."""
+WHOLE = ("diagonal", "ekfac", "ekfac+cg", "projected")
+"""Kinds that take one pass over everything they are fitted on."""
+FISHER_STEP = 8
+"""A product with the Fisher matrix: one derivative along the forward pass, then a backward pass."""
+
+
+def tokens_of(pool: Pool) -> int:
+    """Tokens of a pool, prompts included."""
+    return sum(len(ids) for ids in pool.input_ids)
+
+
+def fit_operations(model: nn.Module, pool: Pool, options: CurvatureOptions) -> float:
+    """Of fitting: a pass for the eigenvectors, on their sample, and one for the eigenvalues."""
+    sample = fitted_on(pool, options)
+    if options.kind not in (*BASES, *WHOLE):
+        return 0.0
+    layers = tracked_layers(model, options.layers, options.head)
+    total = 0
+    for group in groups(layers, sample, options):
+        if options.kind in BASES:
+            count = basis_examples(group, sample, options)
+            total += tokens_of(drawn(sample, count, options.seed + 1))
+        if options.kind in WHOLE:
+            total += tokens_of(sample)
+    return float(BOTH * total)
+
+
+def solve_operations(pool: Pool, options: CurvatureOptions, directions: int) -> float:
+    """Of multiplying so many directions by the damped inverse; 0 for what solves from its factors.
+
+    At most, for conjugate gradients, which stop where they are exact enough.
+    """
+    tokens = tokens_of(fitted_on(pool, options))
+    if options.kind == "ekfac+cg":
+        return float(FISHER_STEP * options.cg_steps * directions * tokens)
+    if options.kind == "datainf":  # products with every gradient, then the sum of all by weight
+        return float(2 * BOTH * tokens)
+    return 0.0
+
+
+def scores_operations(
+    pool: Pool, sides: Sequence[Completions], options: CurvatureOptions, facts: Mapping[str, Any]
+) -> float:
+    """Of `influence_scores` with a curvature at hand; `facts` are the attributes of its table."""
+    ranked = facts["rank_queries"].values()
+    # Gradients of the queries: all of them for s, those behind the ranks once more.
+    completions = sum(tokens_of(side.pool) for side in sides)
+    for side, names in zip(sides, ranked, strict=True):
+        chosen = set(names)
+        rows = [p for p, owner in enumerate(side.owner) if side.ids[owner] in chosen]
+        completions += sum(len(side.pool.input_ids[p]) for p in rows)
+    total = BOTH * completions + facts["passes"] * BOTH * tokens_of(pool)
+    # One derivative along costs a forward pass more, a central difference two forward passes.
+    along = {"forward": FORWARD * (1 + len(sides)), "central": 2 * FORWARD * len(sides)}
+    total += along.get(facts["method"], 0) * tokens_of(pool)
+    directions = len(sides) + sum(map(len, ranked))
+    solves = 1 + facts["passes"] if options.kind == "datainf" else 1
+    return float(total + solves * solve_operations(pool, options, directions))
