@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.influence.curvature import Curvature, fit
     from harness.influence.directional import directional_scores
     from harness.influence.gradients import example_gradients, query_gradients
-    from harness.influence.scores import influence_scores, per_query_scores
+    from harness.influence.flips import influence_scores, per_query_scores
     from harness.influence.trajectory import (
         Checkpoint,
         Moments,
@@ -36,9 +36,9 @@ _HOME = {
     "directional_scores": "directional",
     "example_gradients": "gradients",
     "fit": "curvature",
-    "influence_scores": "scores",
+    "influence_scores": "flips",
     "less_scores": "trajectory",
-    "per_query_scores": "scores",
+    "per_query_scores": "flips",
     "query_gradients": "gradients",
     "self_influence": "trajectory",
     "tracin_scores": "trajectory",
