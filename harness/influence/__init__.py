@@ -3,8 +3,10 @@
 Everything is about one model at one set of weights (the reference checkpoint), never about a
 training run. Importing this package does not import torch: the names below load when first used.
 
-    curvature = fit(model, pool, CurvatureOptions(kind="ekfac"))
-    table = influence_scores(model, pool, right_answers, wrong_answers, curvature=curvature)
+    pool = influence.examples("pool.jsonl", tokenizer)
+    queries = influence.examples("queries.jsonl", tokenizer)
+    curvature = influence.fit(model, pool, kind="ekfac")
+    table = influence.scores(model, curvature, pool, queries)
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from harness.influence.options import CurvatureOptions
 if TYPE_CHECKING:
     from harness.influence.curvature import Curvature, fit
     from harness.influence.directional import directional_scores
-    from harness.influence.gradients import example_gradients, query_gradients
     from harness.influence.flips import influence_scores, per_query_scores
+    from harness.influence.gradients import example_gradients, query_gradients
+    from harness.influence.rows import examples
+    from harness.influence.table import scores
     from harness.influence.trajectory import (
         Checkpoint,
         Moments,
@@ -35,11 +39,13 @@ _HOME = {
     "cosine_scores": "trajectory",
     "directional_scores": "directional",
     "example_gradients": "gradients",
+    "examples": "rows",
     "fit": "curvature",
     "influence_scores": "flips",
     "less_scores": "trajectory",
     "per_query_scores": "flips",
     "query_gradients": "gradients",
+    "scores": "table",
     "self_influence": "trajectory",
     "tracin_scores": "trajectory",
 }
@@ -52,11 +58,13 @@ __all__ = [
     "cosine_scores",
     "directional_scores",
     "example_gradients",
+    "examples",
     "fit",
     "influence_scores",
     "less_scores",
     "per_query_scores",
     "query_gradients",
+    "scores",
     "self_influence",
     "tracin_scores",
 ]

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from harness.influence.batches import Progress
+from harness.influence.choice import Choice, chosen
 from harness.influence.curvature import Curvature, fit
 from harness.influence.directional import directional_scores
 from harness.influence.ghost import products
@@ -106,9 +107,9 @@ def influence_scores(
     labelled. None: that side is not wanted and has no columns. An empty side raises ValueError.
     `curvature`: one fitted before at these weights; its own options then count. `aggregate`:
     "mean" or "sum" over queries, for s_C and s_I, which use every query; the ranks use at most
-    `max_queries` per side, drawn with `query_seed` (None: all). `method` of s_C and s_I: "forward"
-    or "central" (see `directional_scores`), or "backward": from the example gradients that the
-    ranks form anyway, the same numbers up to rounding without a pass of their own.
+    `max_queries` per side, drawn with `query_seed` (None: all). `method` of s_C and s_I: "forward",
+    "central", "ghost" or "auto" (see `directional_scores`), or "backward": from the example
+    gradients that the ranks form anyway, the same up to rounding without a pass of their own.
 
     `attrs` of the table: options, n_C, n_I, the ids behind the ranks, seconds per part.
     """
@@ -116,8 +117,10 @@ def influence_scores(
 
     sides = {name: side for name, side in (("C", correct), ("I", incorrect)) if side is not None}
     _check_sides(sides, aggregate, max_queries)
-    if method not in ("forward", "central", "backward"):
-        raise ValueError(f"method is {method!r}; expected 'forward', 'central' or 'backward'")
+    if method == "backward":
+        choice = Choice(method, "asked for", 0.0)
+    else:
+        choice = chosen(model, method, len(sides))
     seconds: dict[str, float] = {}
     if curvature is None:
         with _timed(seconds, "curvature"):
@@ -132,11 +135,12 @@ def influence_scores(
         own = means if method == "backward" else None
         found = _influence(model, curvature, pool, list(drawn.values()), own, progress)
     with _timed(seconds, "scores"):
-        scores = (
-            found[:, -len(sides) :]
-            if method == "backward"
-            else directional_scores(model, pool, means, options, method=method, progress=progress)
-        )
+        if method == "backward":
+            scores = found[:, -len(sides) :]
+        else:
+            scores = directional_scores(
+                model, pool, means, options, method=choice.method, progress=progress
+            )
     table = pd.DataFrame({"id": list(pool.ids)})
     start = 0
     for column, (name, side) in enumerate(drawn.items()):
@@ -147,7 +151,8 @@ def influence_scores(
         **{f"n_{name}": len(side) for name, side in sides.items()},
         "options": dataclasses.asdict(options),
         "aggregate": aggregate,
-        "method": method,
+        "method": choice.method,
+        "reason": choice.reason,
         "query_seed": query_seed,
         "rank_queries": {name: list(side.ids) for name, side in drawn.items()},
         "seconds": seconds,
