@@ -1,4 +1,4 @@
-"""The command `cotsieve`: list, plan, run, report, subset, explain, check.
+"""The command `cotsieve`: list, plan, run, report, subset, explain, check, influence.
 
 Exit codes: 0 done, 1 some cells failed, 2 bad input, 130 interrupted.
 """
@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import __version__, config, plugins
+from harness.command import influence
 from harness.folders import EXPERIMENTS
 
 app = typer.Typer(
@@ -283,6 +284,9 @@ def check(
             out.print(Text.assemble(mark, " ", entry.name, f"  {entry.detail}".rstrip()))
     if not found.passed:
         raise typer.Exit(1)
+
+
+app.command()(influence)
 
 
 def _name(experiment: str) -> str:

@@ -99,6 +99,18 @@ def read(config: DataConfig, path: Path | None) -> tuple[list[Row | None], Repor
     return _checked_columns(rows, config, report)
 
 
+def given(rows: Iterable[Mapping[str, Any]], config: DataConfig) -> tuple[list[Row | None], Report]:
+    """Rows that are in memory already, as `read` gives those of a file; numbered from 1."""
+    report = Report("rows")
+    found: list[Row | None] = []
+    for number, row in enumerate(rows, 1):
+        found.append(dict(row) if isinstance(row, Mapping) else None)
+        if found[-1] is None:
+            report.add("not a mapping", number)
+    report.rows = len(found)
+    return _checked_columns(found, config, report)
+
+
 def _parse(line: str) -> Row | None:
     try:
         value = json.loads(line)

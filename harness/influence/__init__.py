@@ -3,8 +3,10 @@
 Everything is about one model at one set of weights (the reference checkpoint), never about a
 training run. Importing this package does not import torch: the names below load when first used.
 
-    curvature = fit(model, pool, CurvatureOptions(kind="ekfac"))
-    table = influence_scores(model, pool, right_answers, wrong_answers, curvature=curvature)
+    pool = influence.examples("pool.jsonl", tokenizer)
+    queries = influence.examples("queries.jsonl", tokenizer)
+    curvature = influence.fit(model, pool, kind="ekfac")
+    table = influence.scores(model, curvature, pool, queries)
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ if TYPE_CHECKING:
     from harness.influence.completions import Completions, flipped
     from harness.influence.curvature import Curvature, fit
     from harness.influence.directional import directional_scores
+    from harness.influence.flips import influence_scores, per_query_scores
     from harness.influence.gradients import example_gradients, query_gradients
-    from harness.influence.scores import influence_scores, per_query_scores
+    from harness.influence.rows import examples
     from harness.influence.stability import order_stability, set_stability
+    from harness.influence.table import scores
     from harness.influence.trajectory import (
         Checkpoint,
         Moments,
@@ -38,13 +42,15 @@ _HOME = {
     "cosine_scores": "trajectory",
     "directional_scores": "directional",
     "example_gradients": "gradients",
+    "examples": "rows",
     "fit": "curvature",
     "flipped": "completions",
-    "influence_scores": "scores",
+    "influence_scores": "flips",
     "less_scores": "trajectory",
     "order_stability": "stability",
-    "per_query_scores": "scores",
+    "per_query_scores": "flips",
     "query_gradients": "gradients",
+    "scores": "table",
     "self_influence": "trajectory",
     "set_stability": "stability",
     "tracin_scores": "trajectory",
@@ -59,6 +65,7 @@ __all__ = [
     "cosine_scores",
     "directional_scores",
     "example_gradients",
+    "examples",
     "fit",
     "flipped",
     "influence_scores",
@@ -66,6 +73,7 @@ __all__ = [
     "order_stability",
     "per_query_scores",
     "query_gradients",
+    "scores",
     "self_influence",
     "set_stability",
     "tracin_scores",

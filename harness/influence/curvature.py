@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from harness.influence.layers import Gradients, tracked_layers
-from harness.influence.options import CurvatureOptions
+from harness.influence.options import CurvatureOptions, options_from
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -110,10 +110,11 @@ class Curvature(abc.ABC):
         """What a reader of scores should know about fit and solves so far; fit for JSON."""
         return {}
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write `curvature.json` and `curvature.safetensors` into `folder`."""
         from safetensors.torch import save_file
 
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         head = {
             "format": FORMAT,
@@ -128,11 +129,14 @@ class Curvature(abc.ABC):
         (folder / "curvature.json").write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
 
     @staticmethod
-    def load(folder: Path) -> Curvature:
+    def load(folder: Path | str) -> Curvature:
         """Read what `save` wrote, onto the CPU; `apply` follows the device of the gradients."""
         from safetensors.torch import load_file
 
+        folder = Path(folder)
         path = folder / "curvature.json"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist; expected a folder that `save` wrote")
         head: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if head.get("format") != FORMAT:
             raise ValueError(f"{path}: format is {head.get('format')!r}; expected {FORMAT}")
@@ -187,9 +191,13 @@ def fit(
     options: CurvatureOptions | None = None,
     *,
     progress: Progress | None = None,
+    **keywords: Any,
 ) -> Curvature:
-    """Fit the curvature of `options.kind` on `pool` at the model's present weights."""
-    options = options or CurvatureOptions()
+    """Fit the curvature of `options.kind` on `pool` at the model's present weights.
+
+    Options come as a `CurvatureOptions` or by name: `fit(model, pool, kind="kfac", damping=0.01)`.
+    """
+    options = options_from(options, keywords)
     if len(pool) == 0:
         raise ValueError("the pool is empty; expected at least one example to fit a curvature on")
     sample = fitted_on(pool, options)

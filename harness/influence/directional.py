@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,7 @@ from harness.influence.batches import (
     example_losses,
     model_inputs,
 )
+from harness.influence.choice import chosen
 from harness.influence.gemm import frozen
 from harness.influence.ghost import products
 from harness.influence.gradients import head_gradient
@@ -60,6 +61,10 @@ AGREEMENT = 0.9999
 Parameters = dict[str, Tensor]
 
 
+Scorer = Callable[[Pool, Progress | None], npt.NDArray[np.float64]]
+"""`score(part of the pool, progress)`: scores of its examples along every direction, [n, k]."""
+
+
 def directional_scores(
     model: nn.Module,
     pool: Pool,
@@ -72,24 +77,49 @@ def directional_scores(
     """-<grad L_d, u_j> for every example d and direction u_j, shape [n, k].
 
     `directions`: layer -> [k, out, in (+ 1)], for exactly the layers that `options` tracks; the
-    loss L_d is that of `options.loss`. `method`: "forward" or "central".
+    loss L_d is that of `options.loss`. `method`: "forward", "central", "ghost" (see ghost.py), or
+    "auto": what choice.py finds the cheapest.
+    """
+    return scorer(model, pool, directions, options, method=method)(pool, progress)
+
+
+def scorer(
+    model: nn.Module,
+    pool: Pool,
+    directions: Mapping[str, Tensor],
+    options: CurvatureOptions,
+    *,
+    method: str = "forward",
+) -> Scorer:
+    """What scores parts of `pool`, as `directional_scores` does the whole.
+
+    All that depends on the pool as a whole is done here: the steps of central differences.
     """
     layers = tracked_layers(model, options.layers, options.head)
     match(layers, directions)
-    if method not in ("forward", "central"):
-        raise ValueError(f"method is {method!r}; expected 'forward' or 'central'")
     for layer in layers:
         if directions[layer.name].ndim != 3:
             raise ValueError(
                 f"direction of layer {layer.name!r} has shape "
                 f"{tuple(directions[layer.name].shape)}; expected [directions, out, in]"
             )
-    # Gradients are not wanted in any form: without them forward mode stores nothing.
-    with evaluating(model), torch.no_grad():
-        if method == "forward":
-            check_attention(model)
-            return _forward(model, pool, layers, directions, options, progress)
-        return _central(model, pool, layers, directions, options, progress)
+    method = chosen(model, method, len(directions[layers[0].name])).method
+    if method == "ghost":
+        return lambda part, progress: products(model, part, directions, options, progress=progress)
+    take: Scorer
+    if method == "forward":
+        check_attention(model)
+        take = partial(_forward, model, layers, directions, options)
+    else:
+        with evaluating(model), torch.no_grad():
+            take = partial(_differences, _central(model, pool, layers, directions, options))
+
+    def score(part: Pool, progress: Progress | None) -> npt.NDArray[np.float64]:
+        # Gradients are not wanted in any form: without them forward mode stores nothing.
+        with evaluating(model), torch.no_grad():
+            return take(part, progress)
+
+    return score
 
 
 def _parameters(
@@ -138,10 +168,10 @@ def _losses(
 
 def _forward(
     model: nn.Module,
-    pool: Pool,
     layers: tuple[Layer, ...],
     directions: Mapping[str, Tensor],
     options: CurvatureOptions,
+    pool: Pool,
     progress: Progress | None,
 ) -> npt.NDArray[np.float64]:
     _load_forward_mode()
@@ -192,19 +222,33 @@ def _central(
     layers: tuple[Layer, ...],
     directions: Mapping[str, Tensor],
     options: CurvatureOptions,
-    progress: Progress | None,
-) -> npt.NDArray[np.float64]:
+) -> list[Callable[..., npt.NDArray[np.float64]] | None]:
+    """For every direction what takes its differences, the step chosen; None where it is zero."""
     sample = pool.take(np.linspace(0, len(pool) - 1, min(SAMPLE, len(pool))).astype(np.int64))
     exact = products(model, sample, directions, options)
     weights, tangents = _parameters(layers, directions)
-    scores = np.zeros((len(pool), exact.shape[1]))
+    found: list[Callable[..., npt.NDArray[np.float64]] | None] = []
     for column in range(exact.shape[1]):
         direction = {name: tangent[column] for name, tangent in tangents.items()}
         if _length(direction) == 0:
+            found.append(None)
             continue
         difference = partial(_difference, model, layers, weights, direction, options=options)
-        step = _step(difference, sample, _length(weights) / _length(direction), exact[:, column])
-        scores[:, column] = difference(pool, step, progress=progress)
+        unit = _length(weights) / _length(direction)
+        step = _step(difference, sample, unit, exact[:, column])
+        found.append(partial(difference, step=step))
+    return found
+
+
+def _differences(
+    differences: Sequence[Callable[..., npt.NDArray[np.float64]] | None],
+    pool: Pool,
+    progress: Progress | None,
+) -> npt.NDArray[np.float64]:
+    scores = np.zeros((len(pool), len(differences)))
+    for column, difference in enumerate(differences):
+        if difference is not None:
+            scores[:, column] = difference(pool, progress=progress)
     return scores
 
 
@@ -217,7 +261,7 @@ def _step(
     """The step whose differences come closest to the exact scores; RuntimeError if none is good."""
     tried = []
     for relative in STEPS:
-        found = difference(sample, relative * unit)
+        found = difference(sample, step=relative * unit)
         tried.append((float(np.linalg.norm(found - exact)), relative * unit, found))
         if len(tried) > 1 and tried[-1][0] > tried[-2][0]:
             break  # rounding has taken over
@@ -238,8 +282,8 @@ def _difference(
     weights: Parameters,
     direction: Parameters,
     pool: Pool,
-    step: float,
     *,
+    step: float,
     options: CurvatureOptions,
     progress: Progress | None = None,
 ) -> npt.NDArray[np.float64]:

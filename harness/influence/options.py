@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 CHOICES = {
     "kind": ("identity", "diagonal", "kfac", "ekfac", "ekfac+cg", "datainf", "projected"),
@@ -89,3 +90,18 @@ class CurvatureOptions:
             raise ValueError(
                 f"influence option cg_tolerance is {self.cg_tolerance!r}; expected more than 0"
             )
+
+
+def options_from(options: CurvatureOptions | None, keywords: Mapping[str, Any]) -> CurvatureOptions:
+    """`options`, or those that `keywords` give by name; ValueError for both, or an unknown name."""
+    if options is not None and keywords:
+        raise ValueError(
+            f"influence options and {', '.join(keywords)} were given; expected one of both"
+        )
+    known = [field.name for field in fields(CurvatureOptions)]
+    unknown = [name for name in keywords if name not in known]
+    if unknown:
+        raise ValueError(
+            f"influence option {unknown[0]!r} is unknown; expected one of {', '.join(known)}"
+        )
+    return options or CurvatureOptions(**keywords)

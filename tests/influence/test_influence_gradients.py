@@ -160,6 +160,6 @@ def test_blocks_bound_memory_without_changing_anything(make_model, make_pool, mo
     curvature = fit(model, pool, CurvatureOptions(batch_size=4))
     expected = per_query_scores(model, curvature, pool, queries)
     monkeypatch.setattr("harness.influence.gradients.BLOCK_ELEMENTS", 1)
-    monkeypatch.setattr("harness.influence.scores.QUERY_ELEMENTS", 30_000)
+    monkeypatch.setattr("harness.influence.flips.QUERY_ELEMENTS", 30_000)
     found = per_query_scores(model, curvature, pool, queries)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)

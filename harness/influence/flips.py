@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from harness.influence.batches import Progress
+from harness.influence.choice import Choice, chosen
 from harness.influence.completions import Completions
 from harness.influence.curvature import Curvature, fit
 from harness.influence.directional import directional_scores
@@ -114,10 +115,10 @@ def influence_scores(
     columns. An empty side raises ValueError.
     `curvature`: one fitted before at these weights; its own options then count. `aggregate`:
     "mean" or "sum" over queries, for s_C and s_I, which use every query; the ranks use at most
-    `max_queries` per side, drawn with `query_seed` (None: all). `method` of s_C and s_I: "forward"
-    or "central" (see `directional_scores`), or "backward": from the example gradients that the
-    ranks form anyway, the same numbers up to rounding without a pass of their own. `columns` is
-    filled with infl(v, d) of the queries behind the ranks of each side, [n, q].
+    `max_queries` per side, drawn with `query_seed` (None: all). `method` of s_C and s_I: "forward",
+    "central", "ghost" or "auto" (see `directional_scores`), or "backward": from the example
+    gradients that the ranks form anyway, the same up to rounding without a pass of their own.
+    `columns` is filled with infl(v, d) of the queries behind the ranks of each side, [n, q].
 
     `attrs` of the table: options, n_C, n_I, the ids behind the ranks, seconds per part, and what
     the curvature reports (residuals of solves, error of sampling).
@@ -127,8 +128,10 @@ def influence_scores(
     given = (("C", correct), ("I", incorrect))
     sides = {name: Completions.of(side) for name, side in given if side is not None}
     _check_sides(sides, aggregate, max_queries)
-    if method not in ("forward", "central", "backward"):
-        raise ValueError(f"method is {method!r}; expected 'forward', 'central' or 'backward'")
+    if method == "backward":
+        choice = Choice(method, "asked for", 0.0)
+    else:
+        choice = chosen(model, method, len(sides))
     seconds: dict[str, float] = {}
     if curvature is None:
         with _timed(seconds, "curvature"):
@@ -143,11 +146,12 @@ def influence_scores(
         own = means if method == "backward" else None
         found = _influence(model, curvature, pool, list(drawn.values()), own, progress)
     with _timed(seconds, "scores"):
-        scores = (
-            found[:, -len(sides) :]
-            if method == "backward"
-            else directional_scores(model, pool, means, options, method=method, progress=progress)
-        )
+        if method == "backward":
+            scores = found[:, -len(sides) :]
+        else:
+            scores = directional_scores(
+                model, pool, means, options, method=choice.method, progress=progress
+            )
     table = pd.DataFrame({"id": list(pool.ids)})
     start = 0
     for column, (name, side) in enumerate(drawn.items()):
@@ -161,7 +165,8 @@ def influence_scores(
         **{f"n_{name}": len(side) for name, side in sides.items()},
         "options": dataclasses.asdict(options),
         "aggregate": aggregate,
-        "method": method,
+        "method": choice.method,
+        "reason": choice.reason,
         "query_seed": query_seed,
         "passes": -(-sum(map(len, drawn.values())) // block_size(curvature)),
         "rank_queries": {name: list(side.ids) for name, side in drawn.items()},

@@ -15,7 +15,7 @@ from harness.influence import (
     query_gradients,
 )
 from harness.influence.directional import AGREEMENT
-from harness.influence.scores import rank_scores
+from harness.influence.flips import rank_scores
 from harness.pool import Pool
 
 OPTIONS = CurvatureOptions(batch_size=16)

@@ -1,0 +1,124 @@
+"""The command `cotsieve influence`: its options, and what it prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+
+def influence(
+    model: Annotated[
+        str, typer.Argument(help="Folder of a transformers model or peft adapter, or a hub name.")
+    ],
+    pool: Annotated[Path, typer.Argument(help="Training examples: .jsonl or .parquet.")],
+    queries: Annotated[Path, typer.Argument(help="What they are to help with, likewise.")],
+    out_file: Annotated[
+        Path, typer.Option("--out", help="A .parquet, .csv or .jsonl file to write.")
+    ],
+    prompt: Annotated[str, typer.Option(help="Column of the prompts.")] = "prompt",
+    response: Annotated[str, typer.Option(help="Column of the responses.")] = "response",
+    id_column: Annotated[
+        str | None, typer.Option("--id", help="Column of the ids; default: row-000001, ...")
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="'chat', or a text with {prompt} in it; default: chat where the tokenizer has it."
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of an example at most.")] = 2048,
+    curvature: Annotated[
+        str | None, typer.Option(help="Kind of curvature; default: ekfac.")
+    ] = None,
+    damping: Annotated[
+        float | None, typer.Option(help="Multiple of the mean eigenvalue; default: 0.1.")
+    ] = None,
+    fisher: Annotated[str | None, typer.Option(help="true (default) or empirical.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="attention+mlp (default), attention, mlp or all.")
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(help="Fit on so many examples; default: the whole pool.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of samples and sampled labels; default: 0.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per batch; default: 32.")] = None,
+    aggregate: Annotated[str, typer.Option(help="Score: mean or sum over queries.")] = "mean",
+    per_query: Annotated[bool, typer.Option(help="Add a column for every query.")] = False,
+    method: Annotated[str, typer.Option(help="auto, forward, central or ghost.")] = "auto",
+    save_curvature: Annotated[
+        Path | None, typer.Option(help="Folder to keep the fitted curvature in.")
+    ] = None,
+    use_curvature: Annotated[
+        Path | None, typer.Option(help="Folder of a curvature kept before; nothing is fitted.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of a model from the hub.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder of the tokenizer; default: the model's.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="Default: cuda where there is one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Score training examples by their influence on queries; needs no experiment.
+
+    Higher: training more on the example raises the log-probability of the queries' responses. A
+    killed run is continued by the same command.
+    """
+    from harness import attribution
+    from harness.influence.options import options_from
+    from harness.view import Bars
+
+    values = {
+        "kind": curvature,
+        "damping": damping,
+        "fisher": fisher,
+        "layers": layers,
+        "sample": sample,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    given = {name: value for name, value in values.items() if value is not None}
+    request = attribution.Request(
+        model=model,
+        pool=pool,
+        queries=queries,
+        out=out_file,
+        options=options_from(None, given) if given else None,
+        prompt=prompt,
+        response=response,
+        id=id_column,
+        template=template,
+        max_tokens=max_tokens,
+        aggregate=aggregate,
+        per_query=per_query,
+        method=method,
+        revision=revision,
+        tokenizer=tokenizer,
+        precision=dtype,
+        device=device,
+        save_curvature=save_curvature,
+        use_curvature=use_curvature,
+    )
+    out, err = Console(), Console(stderr=True)
+
+    def note(text: str) -> None:
+        err.print(Text(text), soft_wrap=True)
+
+    try:
+        summary = attribution.run(request, Bars(err), note)
+    except KeyboardInterrupt:
+        note("Stopped. What is finished is kept; the same command continues from there.")
+        raise typer.Exit(130) from None
+    if as_json:
+        sys.stdout.write(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+        return
+    for line in attribution.lines(summary):
+        out.print(Text(line), soft_wrap=True)
