@@ -106,6 +106,10 @@ class Curvature(abc.ABC):
     ) -> Gradients:
         return {name: self.solve(name, gradient) for name, gradient in gradients.items()}
 
+    def report(self) -> dict[str, Any]:
+        """What a reader of scores should know about fit and solves so far; fit for JSON."""
+        return {}
+
     def save(self, folder: Path) -> None:
         """Write `curvature.json` and `curvature.safetensors` into `folder`."""
         from safetensors.torch import save_file
@@ -210,6 +214,8 @@ _HOMES = {
     "diagonal": ("kronecker", "Diagonal"),
     "kfac": ("kronecker", "KFAC"),
     "ekfac": ("kronecker", "EKFAC"),
+    "ekfac+cg": ("cg", "EKFACCG"),
+    "projected": ("projected", "Projected"),
 }
 
 

@@ -75,7 +75,7 @@ def _influence(
         block = every[start : start + size]
         chosen = [queries.take([v for k, v in block if k == j]) for j, queries in enumerate(sets)]
         found = [query_gradients(model, part, options) for part in chosen if len(part)]
-        directions = curvature.apply(_joined(found))
+        directions = curvature.apply(_joined(found), model=model, pool=pool, progress=progress)
         if more is not None and start + size >= len(every):
             directions = _joined([directions, more])
         parts.append(products(model, pool, directions, options, progress=progress))
@@ -110,7 +110,8 @@ def influence_scores(
     or "central" (see `directional_scores`), or "backward": from the example gradients that the
     ranks form anyway, the same numbers up to rounding without a pass of their own.
 
-    `attrs` of the table: options, n_C, n_I, the ids behind the ranks, seconds per part.
+    `attrs` of the table: options, n_C, n_I, the ids behind the ranks, seconds per part, and what
+    the curvature reports (residuals of solves, error of sampling).
     """
     import pandas as pd
 
@@ -127,7 +128,7 @@ def influence_scores(
     options = curvature.options
     drawn = _drawn(sides, max_queries, query_seed)
     with _timed(seconds, "directions"):
-        means = _mean_directions(model, curvature, sides, aggregate)
+        means = _mean_directions(model, curvature, pool, sides, aggregate, progress)
     with _timed(seconds, "ranks"):
         own = means if method == "backward" else None
         found = _influence(model, curvature, pool, list(drawn.values()), own, progress)
@@ -150,6 +151,7 @@ def influence_scores(
         "method": method,
         "query_seed": query_seed,
         "rank_queries": {name: list(side.ids) for name, side in drawn.items()},
+        "curvature": curvature.report(),
         "seconds": seconds,
     }
     return table
@@ -187,7 +189,12 @@ def _check_sides(sides: dict[str, Pool], aggregate: str, max_queries: int | None
 
 
 def _mean_directions(
-    model: nn.Module, curvature: Curvature, sides: dict[str, Pool], aggregate: str
+    model: nn.Module,
+    curvature: Curvature,
+    pool: Pool,
+    sides: dict[str, Pool],
+    aggregate: str,
+    progress: Progress | None,
 ) -> Gradients:
     """u = (H + damping)^-1 times the aggregated query gradient; layer -> [sides, out, in (+ 1)]."""
     found = [
@@ -195,7 +202,7 @@ def _mean_directions(
         for side in sides.values()
     ]
     stacked = {name: torch.stack([side[name] for side in found]) for name in found[0]}
-    return curvature.apply(stacked)
+    return curvature.apply(stacked, model=model, pool=pool, progress=progress)
 
 
 def _drawn(sides: dict[str, Pool], limit: int | None, seed: int) -> dict[str, Pool]:
