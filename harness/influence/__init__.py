@@ -12,12 +12,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from harness.influence.options import CurvatureOptions
+from harness.influence.options import CurvatureOptions, SamplingError
 
 if TYPE_CHECKING:
     from harness.influence.curvature import Curvature, fit
     from harness.influence.directional import directional_scores
+    from harness.influence.fisher import fisher_products
     from harness.influence.gradients import example_gradients, query_gradients
+    from harness.influence.sampling import sampling_error
     from harness.influence.scores import influence_scores, per_query_scores
     from harness.influence.trajectory import (
         Checkpoint,
@@ -35,11 +37,13 @@ _HOME = {
     "cosine_scores": "trajectory",
     "directional_scores": "directional",
     "example_gradients": "gradients",
+    "fisher_products": "fisher",
     "fit": "curvature",
     "influence_scores": "scores",
     "less_scores": "trajectory",
     "per_query_scores": "scores",
     "query_gradients": "gradients",
+    "sampling_error": "sampling",
     "self_influence": "trajectory",
     "tracin_scores": "trajectory",
 }
@@ -49,14 +53,17 @@ __all__ = [
     "Curvature",
     "CurvatureOptions",
     "Moments",
+    "SamplingError",
     "cosine_scores",
     "directional_scores",
     "example_gradients",
+    "fisher_products",
     "fit",
     "influence_scores",
     "less_scores",
     "per_query_scores",
     "query_gradients",
+    "sampling_error",
     "self_influence",
     "tracin_scores",
 ]
