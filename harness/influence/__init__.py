@@ -14,15 +14,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from harness.influence.options import CurvatureOptions
+from harness.influence.options import CurvatureOptions, SamplingError
 
 if TYPE_CHECKING:
     from harness.influence.completions import Completions, flipped
     from harness.influence.curvature import Curvature, fit
     from harness.influence.directional import directional_scores
+    from harness.influence.fisher import fisher_products
     from harness.influence.flips import influence_scores, per_query_scores
     from harness.influence.gradients import example_gradients, query_gradients
     from harness.influence.rows import examples
+    from harness.influence.sampling import sampling_error
     from harness.influence.stability import order_stability, set_stability
     from harness.influence.table import scores
     from harness.influence.trajectory import (
@@ -43,6 +45,7 @@ _HOME = {
     "directional_scores": "directional",
     "example_gradients": "gradients",
     "examples": "rows",
+    "fisher_products": "fisher",
     "fit": "curvature",
     "flipped": "completions",
     "influence_scores": "flips",
@@ -50,6 +53,7 @@ _HOME = {
     "order_stability": "stability",
     "per_query_scores": "flips",
     "query_gradients": "gradients",
+    "sampling_error": "sampling",
     "scores": "table",
     "self_influence": "trajectory",
     "set_stability": "stability",
@@ -62,10 +66,12 @@ __all__ = [
     "Curvature",
     "CurvatureOptions",
     "Moments",
+    "SamplingError",
     "cosine_scores",
     "directional_scores",
     "example_gradients",
     "examples",
+    "fisher_products",
     "fit",
     "flipped",
     "influence_scores",
@@ -73,6 +79,7 @@ __all__ = [
     "order_stability",
     "per_query_scores",
     "query_gradients",
+    "sampling_error",
     "scores",
     "self_influence",
     "set_stability",

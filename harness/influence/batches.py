@@ -110,7 +110,7 @@ def uniforms(batch: Batch, seed: int) -> Tensor:
     """
     counts = batch.carrying.sum(dim=1).tolist()
     parts = [
-        torch.rand(count, generator=_generator(seed, name), dtype=torch.float64)
+        torch.rand(count, generator=seeded(seed, name), dtype=torch.float64)
         for name, count in zip(batch.ids, counts, strict=True)
     ]
     return torch.cat(parts).to(batch.labels.device)
@@ -125,6 +125,7 @@ def sampled_labels(logits: Tensor, batch: Batch, seed: int) -> Tensor:
     return labels
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def seeded(seed: int, name: str) -> torch.Generator:
+    """A generator of its own for every seed and name, on the CPU."""
     digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

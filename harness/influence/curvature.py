@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 
 from harness.influence.layers import Gradients, tracked_layers
-from harness.influence.options import CurvatureOptions, options_from
+from harness.influence.options import CurvatureOptions, SamplingError, options_from
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,13 +34,15 @@ class Curvature(abc.ABC):
     """A fitted curvature of the pool's loss at one set of weights.
 
     `shapes`: layer -> shape of its gradient, in model order. `examples`: size of the pool it was
-    fitted on.
+    fitted on. `error`: what fitting on a sample costs, where `options.measure_error` asked for it and
+    there was a sample.
     """
 
     kind: ClassVar[str]
     options: CurvatureOptions
     shapes: Mapping[str, tuple[int, int]]
     examples: int
+    error: SamplingError | None = dataclasses.field(default=None, kw_only=True)
 
     @classmethod
     @abc.abstractmethod
@@ -108,10 +110,17 @@ class Curvature(abc.ABC):
 
     def report(self) -> dict[str, Any]:
         """What a reader of scores should know about fit and solves so far; fit for JSON."""
-        return {}
+        error = self.error
+        return {} if error is None else {"sampling_error": dataclasses.asdict(error)}
 
     def save(self, folder: Path | str) -> None:
-        """Write `curvature.json` and `curvature.safetensors` into `folder`."""
+        """Write `curvature.json` and `curvature.safetensors` into `folder`.
+
+        The JSON holds `format`, `options`, `shapes`, `examples` and `error`. Tensors are named
+        LAYER/PART: of the Kronecker kinds and "ekfac+cg" `inputs` and `outputs` (eigenvectors as
+        columns; "diagonal" has none) and `eigenvalues` [out, in (+ 1)]; of "projected" `inputs`,
+        `outputs` (orthonormal rows) and `fisher`. "identity" has none.
+        """
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -121,6 +130,7 @@ class Curvature(abc.ABC):
             "options": dataclasses.asdict(self.options),
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "examples": self.examples,
+            "error": None if self.error is None else dataclasses.asdict(self.error),
         }
         save_file(
             {name: tensor.contiguous().cpu() for name, tensor in self.tensors().items()},
@@ -143,7 +153,9 @@ class Curvature(abc.ABC):
         options = CurvatureOptions(**head["options"])
         shapes = {name: (int(out), int(width)) for name, (out, width) in head["shapes"].items()}
         tensors = load_file(folder / "curvature.safetensors")
-        return _kind(options.kind).restore(options, shapes, int(head["examples"]), tensors)
+        found = _kind(options.kind).restore(options, shapes, int(head["examples"]), tensors)
+        error = head.get("error")
+        return found if error is None else dataclasses.replace(found, error=SamplingError(**error))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +213,13 @@ def fit(
     if len(pool) == 0:
         raise ValueError("the pool is empty; expected at least one example to fit a curvature on")
     sample = fitted_on(pool, options)
-    return _kind(options.kind).fit(model, sample, options, progress=progress)
+    found = _kind(options.kind).fit(model, sample, options, progress=progress)
+    if not options.measure_error:
+        return found
+    from harness.influence.sampling import sampling_error
+
+    error = sampling_error(model, pool, options, curvature=found, progress=progress)
+    return dataclasses.replace(found, error=error)
 
 
 def fitted_on(pool: Pool, options: CurvatureOptions) -> Pool:
@@ -222,7 +240,9 @@ _HOMES = {
     "diagonal": ("kronecker", "Diagonal"),
     "kfac": ("kronecker", "KFAC"),
     "ekfac": ("kronecker", "EKFAC"),
+    "ekfac+cg": ("cg", "EKFACCG"),
     "datainf": ("datainf", "DataInf"),
+    "projected": ("projected", "Projected"),
 }
 
 

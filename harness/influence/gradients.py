@@ -113,21 +113,49 @@ def stream(
     data. Weight gradients are never formed: the backward pass is asked for the layers' outputs
     only. Where the output layer is not tracked it runs on loss-carrying positions alone.
     """
+    pull = pullback(model, layers, batch, consume)
+    if pull.head is not None:
+        return pull(head_gradient(pull.head, pull.root, batch, reduction, draw))
+    labels = batch.labels if draw is None else sampled_labels(pull.root, batch, draw)
+    logits = pull.root.detach().requires_grad_(True)
+    with torch.enable_grad():
+        loss = example_losses(logits, labels, reduction).sum()
+    pull(*torch.autograd.grad(loss, [logits]))
+
+
+@dataclass(frozen=True)
+class Pullback:
+    """A forward pass that gradients at its end, `root`, can be taken back through.
+
+    `root`: the last hidden states [b, T, d] before `head`, where the output layer is untracked and
+    all there is behind them (it then ran on the first position only); else the logits, `head` None.
+    """
+
+    root: Tensor
+    head: nn.Linear | None
+    tapped: _Tapped
+
+    def __call__(self, gradient: Tensor, *, again: bool = False) -> None:
+        """Hand every layer's trace for this `gradient` at the root to the consumer.
+
+        `again`: the pass is kept for further calls; the last call lets go of it layer by layer.
+        """
+        self.tapped.backward(self.root, gradient, again)
+
+
+def pullback(
+    model: nn.Module, layers: tuple[Layer, ...], batch: Batch, consume: Consumer
+) -> Pullback:
+    """Run the model on a batch, ready for `stream`-like passes backward."""
     head = output_layer(model)
-    aside = isinstance(head, nn.Linear) and all(layer.module is not head for layer in layers)
     with fused_attention(model):
-        if aside:
+        if isinstance(head, nn.Linear) and all(layer.module is not head for layer in layers):
             with captured(head) as capture, _Tapped(model, layers, batch, consume) as tapped:
                 logits = tapped.forward()
             if capture.hidden is not None and is_plain(head, capture.hidden, logits):
-                at = head_gradient(head, capture.hidden, batch, reduction, draw)
-                return tapped.backward(capture.hidden, at)
+                return Pullback(capture.hidden, head, tapped)
         with _Tapped(model, layers, batch, consume) as tapped:
-            logits = tapped.forward()
-        labels = batch.labels if draw is None else sampled_labels(logits, batch, draw)
-        with torch.enable_grad():
-            loss = example_losses(logits, labels, reduction).sum()
-        tapped.backward(loss, None)
+            return Pullback(tapped.forward(), None, tapped)
 
 
 def traces(
@@ -179,6 +207,7 @@ class _Tapped:
         self._sources: dict[nn.Module, str] = {}
         self._scales: dict[nn.Module, float] = {}
         self._hooks: list[Any] = []
+        self._again = False
         weight = layers[0].module.weight
         self._anchor = torch.zeros((), dtype=weight.dtype, device=weight.device, requires_grad=True)
 
@@ -199,9 +228,10 @@ class _Tapped:
             raise ValueError(f"layers {silent[:5]} did not run in the forward pass; expected all")
         return logits
 
-    def backward(self, root: Tensor, gradient: Tensor | None) -> None:
-        """Every layer is consumed when this returns."""
-        torch.autograd.grad(root, [self._anchor], gradient)
+    def backward(self, root: Tensor, gradient: Tensor, again: bool) -> None:
+        """Every layer is consumed when this returns; `again`: and can be once more."""
+        self._again = again
+        torch.autograd.grad(root, [self._anchor], gradient, retain_graph=again)
 
     def _record(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if module in self._inputs:
@@ -230,10 +260,9 @@ class _Tapped:
         self._deltas[module] = delta
         if any(m not in self._deltas for m in (layer.module, *layer.tied)):
             return  # a tied embedding comes last
-        tied = tuple(
-            (self._inputs.pop(m), self._deltas.pop(m) * self._scales[m]) for m in layer.tied
-        )
-        inputs, own = self._inputs.pop(layer.module), self._deltas.pop(layer.module)
+        take = self._inputs.__getitem__ if self._again else self._inputs.pop
+        tied = tuple((take(m), self._deltas.pop(m) * self._scales[m]) for m in layer.tied)
+        inputs, own = take(layer.module), self._deltas.pop(layer.module)
         source = self._sources[layer.module]
         with torch.no_grad():
             if layer.module.bias is not None:

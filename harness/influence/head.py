@@ -88,6 +88,28 @@ def hidden_gradients(
     return found
 
 
+def hidden_curvature(head: nn.Linear, hidden: Tensor, tangents: Tensor, weights: Tensor) -> Tensor:
+    """What the losses' curvature makes of `tangents` [k, N, d] of `hidden` [N, d], [k, N, d].
+
+    weight W^T (diag(p) - p p^T) W t: the expectation over labels of g_h g_h^T t.
+    """
+    found = torch.empty_like(tangents)
+    matrix = head.weight.detach()
+    for rows, logits in _logits(head, hidden):
+        p = logits.softmax(dim=1)
+        for tangent, target in zip(tangents, found, strict=True):
+            moved = linear(tangent[rows], matrix)
+            curved = softmax_curvature(p, moved.to(p.dtype), weights[rows])
+            target[rows] = linear(curved.to(hidden.dtype), matrix.T)
+    return found
+
+
+def softmax_curvature(p: Tensor, tangent: Tensor, weights: Tensor) -> Tensor:
+    """weight (diag(p) - p p^T) t for every row of `p` and `tangent` [N, V]."""
+    centred = tangent - (p * tangent).sum(dim=1, keepdim=True)
+    return centred.mul_(p).mul_(weights[:, None].to(p.dtype))
+
+
 def token_losses(head: nn.Linear, hidden: Tensor, labels: Tensor) -> Tensor:
     """-log p(label) of every token, [N], in double precision; not differentiable."""
     found = hidden.new_empty(len(hidden), dtype=torch.float64)

@@ -28,7 +28,7 @@ an example's loss with respect to the layer's output:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -361,11 +361,14 @@ def rotated(
         yield block if early_outputs else outputs.T @ block
 
 
-def groups(layers: Layers, pool: Pool, options: CurvatureOptions) -> Sequence[Layers]:
+def groups(
+    layers: Layers, pool: Pool, options: CurvatureOptions, own: Callable[[Layer], int] | None = None
+) -> Sequence[Layers]:
     """Layers in order, cut so that each group's factors and activations fit `memory_gib`.
 
-    Counted per layer: sums in double precision, eigenvectors, and what one batch of the longest
-    examples leaves behind. A layer too large for the limit has a group to itself.
+    Counted per layer: what one batch of the longest examples leaves behind, and the bytes of `own`,
+    by default sums in double precision and eigenvectors. A layer too large for the limit has a
+    group to itself.
     """
     if options.memory_gib is None:
         return [layers]
@@ -376,8 +379,8 @@ def groups(layers: Layers, pool: Pool, options: CurvatureOptions) -> Sequence[La
     for layer in layers:
         out, width = layer.shape
         size = layer.module.weight.element_size()
-        square = out * out + width * width
-        need = (8 + size) * (square + out * width) + 2 * size * tokens * (out + width)
+        factors = (8 + size) * (out * out + width * width + out * width)
+        need = (own(layer) if own else factors) + 2 * size * tokens * (out + width)
         if found[-1] and held + need > options.memory_gib * 2**30:
             found.append([])
             held = 0.0

@@ -39,6 +39,8 @@ class CurvatureOptions:
     group stay below it (None: all at once); changes results by rounding only.
     `cg_steps`, `cg_tolerance`: of "ekfac+cg", at most so many steps, until the residual is so small
     relative to the right-hand side. `rank`: of "projected", per side of a layer.
+    `measure_error`: a fit on a sample also measures what the sample costs (see sampling.py), for
+    about the price of a second fit.
     """
 
     kind: Literal["identity", "diagonal", "kfac", "ekfac", "ekfac+cg", "datainf", "projected"] = (
@@ -57,6 +59,7 @@ class CurvatureOptions:
     cg_steps: int = 10
     cg_tolerance: float = 1e-2
     rank: int = 16
+    measure_error: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -105,3 +108,20 @@ def options_from(options: CurvatureOptions | None, keywords: Mapping[str, Any]) 
             f"influence option {unknown[0]!r} is unknown; expected one of {', '.join(known)}"
         )
     return options or CurvatureOptions(**keywords)
+
+
+@dataclass(frozen=True)
+class SamplingError:
+    """How far scores agree between a fit on a sample and another fit; see sampling.py.
+
+    `against`: "sample", "pool" or "basis"; `examples`, `reference_examples`: of the two fits;
+    `probes`, `scored`: what was compared; `spearman`, `cosine`: means over the probes.
+    """
+
+    against: str
+    examples: int
+    reference_examples: int
+    probes: int
+    scored: int
+    spearman: float
+    cosine: float

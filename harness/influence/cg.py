@@ -1,0 +1,194 @@
+"""EK-FAC as the preconditioner of conjugate gradients on the damped Fisher system of the pool.
+
+    (F + D) x = b      F: the Fisher matrix of fisher.py, between layers too;
+                       D: damping * mean Lambda in every layer, the damping of the preconditioner
+
+EK-FAC keeps F's blocks on the diagonal, each in an approximate eigenbasis; a few steps of conjugate
+gradients mend what that leaves out. Stored are the tensors of EK-FAC. Solving takes one pass over
+the pool (or its sample) per step, for all right-hand sides together; each has its own step lengths
+and stops by itself. Steps that end before the tolerance is reached are the usual case, not an
+error: `report` says how far the residuals came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from harness.influence.curvature import fitted_on
+from harness.influence.fisher import fisher_products
+from harness.influence.kronecker import EKFAC
+from harness.influence.layers import Gradients
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from harness.influence.batches import Progress
+    from harness.pool import Pool
+
+BLOCK_ELEMENTS = 1 << 28
+"""Entries of right-hand sides solved together; some five times as many are held."""
+
+Product = Callable[[Gradients, int], Gradients]
+"""`product(directions, step)`: layer -> [k, out, in (+ 1)] times the system's matrix."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """How far one right-hand side came: `residual` is |b - (F + D) x| / |b|."""
+
+    steps: int
+    residual: float
+
+
+@dataclass(frozen=True)
+class EKFACCG(EKFAC):
+    """Conjugate gradients, preconditioned by EK-FAC.
+
+    `solves`: what every right-hand side reached, added to by `apply`.
+    """
+
+    kind: ClassVar[str] = "ekfac+cg"
+    solves: list[Solved] = field(default_factory=list, compare=False, repr=False, kw_only=True)
+
+    def solve(self, name: str, gradient: Tensor) -> Tensor:
+        """ValueError: the layers are coupled."""
+        raise ValueError(
+            "curvature 'ekfac+cg' couples the layers; expected `apply`, or a kind that solves "
+            "layer by layer, such as 'ekfac'"
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Steps and relative residuals of the solves so far."""
+        if not self.solves:
+            return super().report()
+        residuals = [solved.residual for solved in self.solves]
+        return super().report() | {
+            "solves": len(residuals),
+            "steps": max(solved.steps for solved in self.solves),
+            "residual_median": float(torch.tensor(residuals).median()),
+            "residual_max": max(residuals),
+            "converged": sum(r <= self.options.cg_tolerance for r in residuals),
+        }
+
+    def _solved(
+        self,
+        gradients: Mapping[str, Tensor],
+        model: nn.Module | None,
+        pool: Pool | None,
+        progress: Progress | None,
+    ) -> Gradients:
+        if model is None or pool is None:
+            raise ValueError(
+                "curvature 'ekfac+cg' solves with passes over the data; expected the model and "
+                "the pool that it was fitted on"
+            )
+        sample = fitted_on(pool, self.options)
+        if len(sample) != self.examples:
+            raise ValueError(
+                f"the curvature was fitted on {self.examples} examples, this pool gives "
+                f"{len(sample)}; expected the pool that it was fitted on"
+            )
+        damping = {
+            name: self.options.damping * basis.eigenvalues.mean()
+            for name, basis in self.bases.items()
+        }
+
+        def product(directions: Gradients, step: int) -> Gradients:
+            label = f"conjugate gradients {step}"
+            found = fisher_products(
+                model, sample, directions, self.options, progress=progress, description=label
+            )
+            for name, direction in directions.items():
+                found[name].add_(direction * damping[name].to(direction))
+            return found
+
+        def precondition(residuals: Gradients) -> Gradients:
+            return {name: EKFAC.solve(self, name, part) for name, part in residuals.items()}
+
+        leading = next(iter(gradients.values())).shape[:-2]
+        columns = {name: part.reshape(-1, *self.shapes[name]) for name, part in gradients.items()}
+        step = max(1, BLOCK_ELEMENTS // sum(out * width for out, width in self.shapes.values()))
+        found = {name: torch.empty_like(part) for name, part in columns.items()}
+        for start in range(0, len(next(iter(columns.values()))), step):
+            block = {name: part[start : start + step] for name, part in columns.items()}
+            solution, solved = conjugate_gradients(
+                product,
+                block,
+                precondition,
+                steps=self.options.cg_steps,
+                tolerance=self.options.cg_tolerance,
+            )
+            self.solves.extend(solved)
+            for name, part in solution.items():
+                found[name][start : start + step] = part
+        return {name: part.view(*leading, *self.shapes[name]) for name, part in found.items()}
+
+
+def conjugate_gradients(
+    product: Product,
+    right: Mapping[str, Tensor],
+    precondition: Callable[[Gradients], Gradients],
+    *,
+    steps: int,
+    tolerance: float,
+) -> tuple[Gradients, list[Solved]]:
+    """Solve for every column of `right`, layer -> [k, out, in (+ 1)], starting from 0.
+
+    A column stops at a residual of `tolerance` times its right-hand side, or after `steps`.
+    RuntimeError where rounding has left the matrix without a positive direction.
+    """
+    rest = {
+        name: part.to(torch.promote_types(part.dtype, torch.float32), copy=True)
+        for name, part in right.items()
+    }
+    solution = {name: torch.zeros_like(part) for name, part in rest.items()}
+    lengths = dots(rest, rest).sqrt()
+    solved = [Solved(0, 0.0) for _ in lengths]
+    active = (lengths > 0).nonzero().flatten()
+    rest = columns_of(rest, active)
+    ahead = precondition(rest)
+    heights = dots(rest, ahead)
+    for step in range(1, steps + 1):
+        if not len(active):
+            break
+        image = product(ahead, step)
+        curving = dots(ahead, image)
+        if not bool((curving > 0).all()):
+            raise RuntimeError(
+                f"conjugate gradients step {step}: a direction has curvature "
+                f"{float(curving.min()):.3g}; expected more than 0. Use a higher damping or precision"
+            )
+        stride = heights / curving
+        for name, part in rest.items():
+            amount = stride.to(part.dtype)[:, None, None]
+            solution[name].index_add_(0, active, amount * ahead[name])
+            part.sub_(amount * image[name])
+        residuals = dots(rest, rest).sqrt() / lengths[active]
+        for column, residual in zip(active.tolist(), residuals.tolist(), strict=True):
+            solved[column] = Solved(step, residual)
+        going = (residuals > tolerance).nonzero().flatten()
+        active, heights = active[going], heights[going]
+        rest, ahead = columns_of(rest, going), columns_of(ahead, going)
+        turned = precondition(rest)
+        fresh = dots(rest, turned)
+        for name, part in turned.items():
+            ahead[name] = part.add_(ahead[name] * (fresh / heights).to(part.dtype)[:, None, None])
+        heights = fresh
+    return solution, solved
+
+
+def dots(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
+    """<left_j, right_j> over all layers, [k], in double precision."""
+    parts = [
+        (left[name] * part).sum(dim=(1, 2), dtype=torch.float64) for name, part in right.items()
+    ]
+    return torch.stack([part.to(parts[0].device) for part in parts]).sum(dim=0)
+
+
+def columns_of(parts: Mapping[str, Tensor], chosen: Tensor) -> Gradients:
+    """The chosen columns of every layer."""
+    return {name: part[chosen] for name, part in parts.items()}

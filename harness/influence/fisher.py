@@ -1,0 +1,162 @@
+"""Products of the Fisher matrix with directions: one pass over the pool for any number of them.
+
+    true        F u = mean over n of  w_n^2 sum over t of  J_nt^T (diag(p_nt) - p_nt p_nt^T) J_nt u
+    empirical   F u = mean over n of  G_n <G_n, u>
+
+J_nt: derivative of the logits at loss-carrying position t with respect to all tracked weights
+together; w_n = 1 / T_n for the mean over T_n tokens, 1 for the sum. This is the matrix whose
+per-layer entries ekfac's eigenvalues estimate (see kronecker.py): the expectation of G_n G_n^T over
+labels drawn from the model, here taken exactly, and between layers too. Nothing is sampled.
+
+True: forward mode takes a direction to the last hidden states, the head is known in closed form and
+runs on loss-carrying positions only, and one backward pass takes the result back to the weights.
+Per batch, two passes forward are shared by all directions; each costs its derivative and one pass
+backward. Empirical: one pass forward and backward, whatever the number of directions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp, vmap
+
+from harness.influence.batches import batches, device_of, model_inputs
+from harness.influence.directional import _load_forward_mode, _parameters
+from harness.influence.gradients import FEW, Trace, pullback, traces
+from harness.influence.head import captured, hidden_curvature, softmax_curvature
+from harness.influence.layers import Gradients, check_attention, evaluating, match, tracked_layers
+
+if TYPE_CHECKING:
+    from harness.influence.batches import Batch, Progress
+    from harness.influence.layers import Layer
+    from harness.influence.options import CurvatureOptions
+    from harness.pool import Pool
+
+COLUMNS = 8
+"""Directions that forward mode takes through the model at once."""
+
+Parameters = dict[str, Tensor]
+
+
+def fisher_products(
+    model: nn.Module,
+    pool: Pool,
+    directions: Mapping[str, Tensor],
+    options: CurvatureOptions,
+    *,
+    progress: Progress | None = None,
+    description: str = "curvature products",
+) -> Gradients:
+    """F u_j for `directions`, layer -> [k, out, in (+ 1)]; the same shapes, single precision or up.
+
+    F is the Fisher matrix of `options.fisher` and `options.loss` over the whole `pool`, undamped.
+    """
+    layers = tracked_layers(model, options.layers, options.head)
+    match(layers, directions)
+    totals = {
+        name: torch.zeros_like(u, dtype=torch.promote_types(u.dtype, torch.float32))
+        for name, u in directions.items()
+    }
+    product = _empirical if options.fisher == "empirical" else _expected
+    if options.fisher == "true":
+        check_attention(model)
+        _load_forward_mode()
+    with evaluating(model), torch.no_grad():
+        for batch in batches(pool, options.batch_size, device_of(model), progress, description):
+            product(model, layers, batch, directions, options.loss, totals)
+    return {name: total.div_(len(pool)) for name, total in totals.items()}
+
+
+def _empirical(
+    model: nn.Module,
+    layers: tuple[Layer, ...],
+    batch: Batch,
+    directions: Mapping[str, Tensor],
+    reduction: str,
+    totals: Gradients,
+) -> None:
+    found = traces(model, layers, batch, reduction)
+    along = sum(trace.along(directions[name]) for name, trace in found.items())
+    assert isinstance(along, Tensor)
+    for name, trace in found.items():
+        if along.shape[1] > FEW:
+            for rows, block in trace.gradients():
+                totals[name] += (along[rows].T @ block.flatten(1)).view_as(totals[name])
+            continue
+        for total, weights in zip(totals[name], along.T, strict=True):
+            total += _scaled(trace, weights).total()
+
+
+def _scaled(trace: Trace, weights: Tensor) -> Trace:
+    """The trace of losses times `weights` [b]."""
+    factor = weights[:, None, None]
+    embedded = tuple((tokens, deltas * factor) for tokens, deltas in trace.embedded)
+    return dataclasses.replace(trace, deltas=trace.deltas * factor, embedded=embedded)
+
+
+def _expected(
+    model: nn.Module,
+    layers: tuple[Layer, ...],
+    batch: Batch,
+    directions: Mapping[str, Tensor],
+    reduction: str,
+    totals: Gradients,
+) -> None:
+    column = 0
+
+    def add(name: str, trace: Trace) -> None:
+        totals[name][column] += trace.total()
+
+    pull = pullback(model, layers, batch, add)
+    mask = batch.carrying
+    counts = mask.sum(dim=1, keepdim=True).double()
+    by_example = counts.square().reciprocal() if reduction == "mean" else torch.ones_like(counts)
+    weights = by_example.expand_as(mask)[mask]
+    root = pull.root.detach()
+    count = len(directions[layers[0].name])
+    for start in range(0, count, COLUMNS):
+        chosen = {name: u[start : start + COLUMNS] for name, u in directions.items()}
+        moved = _pushed(model, layers, batch, pull.head, chosen)[:, mask]
+        if pull.head is None:
+            p = root[mask].to(torch.promote_types(root.dtype, torch.float32)).softmax(dim=1)
+            parts = [softmax_curvature(p, tangent.to(p.dtype), weights) for tangent in moved]
+        else:
+            parts = list(hidden_curvature(pull.head, root[mask], moved, weights))
+        for part in parts:
+            gradient = torch.zeros_like(root)
+            gradient[mask] = part.to(root.dtype)
+            pull(gradient, again=column + 1 < count)
+            column += 1
+
+
+def _pushed(
+    model: nn.Module,
+    layers: tuple[Layer, ...],
+    batch: Batch,
+    head: nn.Linear | None,
+    directions: Mapping[str, Tensor],
+) -> Tensor:
+    """Derivatives [k, b, T, d] of the last hidden states along `directions`, or of the logits."""
+    weights, tangents = _parameters(layers, directions)
+
+    def value(point: Parameters) -> Tensor:
+        if head is None:
+            logits: Tensor = functional_call(model, point, (), model_inputs(model, batch)).logits
+            return logits
+        with captured(head) as capture:
+            functional_call(model, point, (), model_inputs(model, batch))
+        assert capture.hidden is not None
+        return capture.hidden
+
+    def slope(direction: Parameters) -> Tensor:
+        found: Tensor = jvp(value, (weights,), (direction,))[1]
+        return found
+
+    if len(directions[layers[0].name]) == 1:  # one direction needs no vmap
+        return slope({name: tangent[0] for name, tangent in tangents.items()})[None]
+    slopes: Tensor = vmap(slope)(tangents)
+    return slopes

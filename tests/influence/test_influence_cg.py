@@ -1,0 +1,182 @@
+"""Oracle: the Fisher matrix as B^T B, rows of B by autograd, one example at a time."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from harness import influence
+from harness.influence import Curvature, CurvatureOptions, fit, query_gradients
+from harness.influence import fisher as fisher_module
+from harness.influence.cg import conjugate_gradients
+from harness.influence.fisher import fisher_products
+from harness.influence.layers import tracked_layers
+from harness.pool import IGNORED
+
+OPTIONS = CurvatureOptions(kind="ekfac+cg", batch_size=4, basis_sample=None)
+
+
+@pytest.fixture
+def all_double(monkeypatch):
+    """Norms and attention compute in single precision whatever the weights are: not here."""
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+    plain = torch.nn.functional.softmax
+    monkeypatch.setattr(
+        torch.nn.functional, "softmax", lambda inputs, dim=None, dtype=None: plain(inputs, dim=dim)
+    )
+
+    def norm(self, states):
+        scale = (states.square().mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+        return self.weight * states * scale
+
+    monkeypatch.setattr(Qwen2RMSNorm, "forward", norm)
+
+
+def distance(found, expected):
+    """Largest relative error of a column."""
+    return float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max())
+
+
+def rows_of(model, pool, options):
+    """B [rows, all weights]: B^T B is the mean over examples of the loss's Fisher matrix."""
+    layers = tracked_layers(model, options.layers, options.head)
+    found = []
+    for tokens, labels in zip(pool.input_ids, pool.labels, strict=True):
+        ids = torch.from_numpy(tokens.astype(np.int64))[None]
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+        carrying = [t for t in range(len(tokens) - 1) if labels[t + 1] != IGNORED]
+        weight = 1 / len(carrying) if options.loss == "mean" else 1.0
+        slopes = logits.log_softmax(-1)[carrying]
+        if options.fisher == "empirical":
+            own = torch.from_numpy(labels.astype(np.int64))[1:][np.array(carrying)]
+            outputs = weight * slopes.gather(1, own[:, None]).sum()[None]
+        else:  # E[g g^T] over labels is the sum over labels of p g g^T
+            outputs = (weight * slopes * slopes.exp().sqrt().detach()).flatten()
+        parts = []
+        for layer in layers:
+            weights = [p for p in (layer.module.weight, layer.module.bias) if p is not None]
+            grads = torch.autograd.grad(
+                outputs, weights, torch.eye(len(outputs)).to(outputs), True, is_grads_batched=True
+            )
+            joined = torch.cat([g if g.ndim == 3 else g[..., None] for g in grads], dim=2)
+            parts.append(joined.flatten(1))
+        found.append(torch.cat(parts, dim=1) / np.sqrt(len(pool)))
+    return torch.cat(found)
+
+
+def flat(gradients):
+    return torch.cat([part.flatten(1) for part in gradients.values()], dim=1)
+
+
+def dense_solution(model, pool, curvature, gradients):
+    """(B^T B + D)^-1 b by Woodbury's identity, exactly: [k, all weights]."""
+    rows = rows_of(model, pool, curvature.options)
+    damping = torch.cat(
+        [
+            (0 * basis.eigenvalues + curvature.options.damping * basis.eigenvalues.mean()).flatten()
+            for basis in curvature.bases.values()
+        ]
+    ).to(rows)
+    right = flat(gradients) / damping
+    inner = torch.eye(len(rows), dtype=rows.dtype) + (rows / damping) @ rows.T
+    return right - torch.linalg.solve(inner, rows @ right.T).T @ rows / damping
+
+
+CASES = [
+    {},
+    {"loss": "sum"},
+    {"head": True},
+    {"fisher": "empirical", "head": True},
+    {"fisher": "empirical", "layers": "attention", "loss": "sum"},
+]
+
+
+@pytest.mark.parametrize("options", CASES, ids=str)
+@pytest.mark.parametrize("tied", [True, False])
+def test_products_equal_the_dense_fisher(
+    make_model, make_pool, all_double, monkeypatch, options, tied
+):
+    monkeypatch.setattr(fisher_module, "COLUMNS", 2)
+    model, pool = make_model(dtype=torch.float64, tied=tied), make_pool(5)
+    options = dataclasses.replace(OPTIONS, **options)
+    rows = rows_of(model, pool, options)
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 5):
+        directions = {
+            layer.name: torch.randn(count, *layer.shape, generator=generator, dtype=torch.float64)
+            for layer in tracked_layers(model, options.layers, options.head)
+        }
+        found = flat(fisher_products(model, pool, directions, options))
+        expected = flat(directions) @ rows.T @ rows
+        assert distance(found, expected) < 1e-9
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("options", CASES[1:], ids=str)
+def test_converged_solution_is_the_dense_one(make_model, make_pool, all_double, options):
+    model, pool, queries = make_model(dtype=torch.float64), make_pool(9), make_pool(3, 1, "q")
+    options = dataclasses.replace(OPTIONS, cg_steps=400, cg_tolerance=1e-10, **options)
+    curvature = fit(model, pool, options)
+    gradients = query_gradients(model, queries, options)
+    expected = dense_solution(model, pool, curvature, gradients)
+    found = flat(curvature.apply(gradients, model=model, pool=pool))
+    print(distance(found, expected), curvature.report())
+    assert distance(found, expected) < 1e-6
+    report = curvature.report()
+    assert report["solves"] == report["converged"] == 3
+    assert report["residual_max"] <= 1e-10
+
+
+def test_softmax_regression(make_softmax, make_pairs):
+    """Not a transformers model: no head is known, and the logits are all there is."""
+    model = make_softmax(bias=[0.3, 0.0, -0.2, 0.9])
+    pool = make_pairs([(x, y) for x in range(4) for y in (0, 2)] + [(1, 3)])
+    options = dataclasses.replace(OPTIONS, layers="all", cg_steps=50, cg_tolerance=1e-11)
+    curvature = fit(model, pool, options)
+    gradients = query_gradients(model, make_pairs([(0, 1), (2, 3)], "q"), options)
+    tokens = torch.tensor([int(row[0]) for row in pool.input_ids])
+    bound = torch.cat([model.features(tokens), torch.ones(9, 1, dtype=torch.float64)], 1).detach()
+    labels = torch.tensor([int(row[1]) for row in pool.labels])
+    weights = torch.cat([model.linear.weight, model.linear.bias[:, None]], dim=1).detach()
+    hessian = torch.autograd.functional.hessian(
+        lambda w: torch.nn.functional.cross_entropy(bound @ w.view(4, 4).T, labels),
+        weights.flatten(),
+    )
+    damping = 0.1 * curvature.bases["linear"].eigenvalues.mean()
+    dense = hessian + damping * torch.eye(16, dtype=torch.float64)
+    expected = torch.linalg.solve(dense, flat(gradients).T).T
+    found = flat(curvature.apply(gradients, model=model, pool=pool))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["true", "empirical"])
+def test_default_steps_come_closer_than_ekfac(make_model, make_pool, kind):
+    """And the preconditioner saves steps."""
+    model, pool, queries = make_model(dtype=torch.float64), make_pool(40), make_pool(2, 1, "q")
+    options = dataclasses.replace(OPTIONS, fisher=kind)
+    curvature = fit(model, pool, options)
+    gradients = query_gradients(model, queries, options)
+    expected = dense_solution(model, pool, curvature, gradients)
+    plain = fit(model, pool, dataclasses.replace(options, kind="ekfac")).apply(gradients)
+
+    refined = curvature.apply(gradients, model=model, pool=pool)
+    near, far = distance(flat(refined), expected), distance(flat(plain), expected)
+    assert near < far / 2
+    damping = {name: 0.1 * b.eigenvalues.mean() for name, b in curvature.bases.items()}
+
+    def product(directions, step):
+        found = fisher_products(model, pool, directions, options)
+        return {name: found[name] + u * damping[name] for name, u in directions.items()}
+
+    steps = []
+    for precondition in (
+        lambda rest: {name: part.clone() for name, part in rest.items()},
+        lambda rest: {name: super(type(curvature), curvature).solve(name, r) for name, r in rest.items()},
+    ):
+        _, solved = conjugate_gradients(product, gradients, precondition, steps=300, tolerance=1e-2)
+        assert all(s.residual <= 1e-2 for s in solved)
+        steps.append(max(s.steps for s in solved))
+    print(near, far, steps, curvature.report())
+    assert steps[1] < steps[0]
