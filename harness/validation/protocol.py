@@ -36,7 +36,7 @@ class Protocol:
     query_seed: int = 0
     recipe: Recipe = field(
         default_factory=lambda: Recipe(
-            learning_rate=1e-3, max_tokens=128, budget="steps", steps=80, batch_size=32
+            learning_rate=1e-3, max_tokens=128, budget="steps", steps=40, batch_size=32
         )
     )
     reference_seed: int = 0

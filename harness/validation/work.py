@@ -20,7 +20,7 @@ from harness.validation.predict import Prediction
 from harness.validation.retrain import Retraining
 
 PLAIN_SECONDS = 30.0
-OWN = {"retraining": Retraining, "prediction": Prediction}
+OWN: Mapping[str, Any] = {"retraining": Retraining, "prediction": Prediction}
 """Kinds of stage that are made here; the others are made as in an experiment."""
 
 
