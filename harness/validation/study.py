@@ -23,7 +23,6 @@ from harness.validation import brittle, lds, predict, retrain
 from harness.validation.protocol import Protocol, Stages
 from harness.validation.work import complete
 
-NAME = "validation"
 RANDOM, SHUFFLED = "random", "shuffled"
 HEAD = "# The protocol of this study as it was run; written before the first retraining.\n"
 
@@ -65,8 +64,7 @@ class Study:
 
     def run(self, folder: Path) -> None:
         """Make what the store lacks and write the results into `folder`."""
-        text = HEAD + tomli_w.dumps(self.protocol.as_dict())
-        write_atomic(folder / "protocol.toml", text.encode())
+        write_atomic(folder / "protocol.toml", self.protocol_text().encode())
         for stage in self.stages.shared():
             self._complete([stage], stage.label)
         halves = self._halves()
@@ -77,6 +75,10 @@ class Study:
         removals = list(self._removals(influence))
         self._complete([stage for *_, stage in removals], "retraining without the top examples")
         self._write(folder, halves, influence, own, removals, scored)
+
+    def protocol_text(self) -> str:
+        """What `protocol.toml` holds."""
+        return HEAD + tomli_w.dumps(self.protocol.as_dict())
 
     def _complete(self, stages: list[Stage], title: str) -> None:
         complete(stages, self.store, self.workers, self.origin, title, self.console)
