@@ -32,6 +32,8 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # gets a placeholder: metadata without a module. Nothing is downloaded, nothing can be imported,
 # and whatever is installed later finds its requirement met.
 PLACEHOLDERS = {"torchvision": "0.28.0", "torchaudio": "2.13.0", "torchcodec": "0.17.0"}
+# Compared with in `validate`. Its own requirements would replace torch: it goes in without them.
+KRONFLUENCE = ("kronfluence==1.0.1", "einconv==0.1.0", "einops==0.8.1", "opt-einsum==3.4.0")
 
 
 def has_gpu() -> bool:
@@ -131,5 +133,18 @@ def report(session: nox.Session) -> None:
     """Rebuild committed reports from their records (default: all); needs no torch."""
     session.install("-e", ".")
     found = sorted(path.parent.name for path in ROOT.glob("results/*/records.jsonl"))
+    if (ROOT / "results" / "validation" / "facts.json").exists():
+        found.append("validation")
     for name in session.posargs or found:
-        session.run("cotsieve", "report", name)
+        if name == "validation":
+            session.run("python", "-m", "harness.validation", "report")
+        else:
+            session.run("cotsieve", "report", name)
+
+
+@nox.session
+def validate(session: nox.Session) -> None:
+    """Hold methods against a ground truth on the testbed (default: influence); resumable."""
+    install_stack(session)
+    session.install("--no-deps", *KRONFLUENCE)
+    session.run("python", "-m", "harness.validation", *(session.posargs or ["influence"]))

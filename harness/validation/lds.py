@@ -1,0 +1,108 @@
+"""Linear datamodeling score (2303.14186), the noise of its ground truth, and two intervals.
+
+The score of a query is the Spearman correlation, over random subsets of the pool, of the query's
+log-probability after retraining with the sum of the influences of the subset's examples. Queries
+share the subsets, so an interval over queries alone speaks of these subsets only; `crossed`
+resamples the subsets as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from harness.validation.bootstrap import LEVELS, Floats, Interval, shares
+
+
+def predictions(members: np.ndarray, influence: Floats) -> Floats:
+    """Summed influence of every subset on every query, [subsets, q].
+
+    `members`: which example is in which subset, [subsets, n]. `influence`: [n, q].
+    """
+    found: Floats = members.astype(np.float64) @ influence
+    return found
+
+
+def spearman(first: Floats, second: Floats) -> Floats:
+    """Rank correlation of two arrays [subsets, q], column by column, [q].
+
+    ValueError where a column is constant: it has no order.
+    """
+    from scipy.stats import rankdata
+
+    if first.shape != second.shape or first.ndim != 2:
+        raise ValueError(f"shapes are {first.shape} and {second.shape}; expected the same [m, q]")
+    parts = []
+    for values in (first, second):
+        ranks = rankdata(values, axis=0)
+        ranks -= ranks.mean(axis=0)
+        length = np.sqrt((ranks**2).sum(axis=0))
+        if (length == 0).any():
+            raise ValueError(f"{int((length == 0).sum())} columns are constant; expected an order")
+        parts.append(ranks / length)
+    found: Floats = (parts[0] * parts[1]).sum(axis=0)
+    return found
+
+
+def split_half(outcomes: Floats) -> Floats:
+    """Each seed against the mean of the others, mean over the seeds, per query, [q].
+
+    `outcomes`: [seeds, subsets, q].
+    """
+    seeds = len(outcomes)
+    if seeds < 2:
+        raise ValueError(f"{seeds} seed of ground truth; expected two or more")
+    total = outcomes.sum(axis=0)
+    found = [spearman(one, (total - one) / (seeds - 1)) for one in outcomes]
+    mean: Floats = np.mean(found, axis=0)
+    return mean
+
+
+def attainable(outcomes: Floats) -> Floats:
+    """What a prediction without any error would be expected to reach, per query, [q].
+
+    The mean correlation r of two single seeds is stepped up to the mean of all S seeds (Spearman
+    1910; Brown 1910), S r / (1 + (S - 1) r), and the root taken, because only one of the two sides
+    is noisy (Spearman 1904). Exact for product-moment correlations and additive noise; negative r
+    counts as 0.
+    """
+    seeds = len(outcomes)
+    pairs = [spearman(outcomes[i], outcomes[j]) for i in range(seeds) for j in range(i + 1, seeds)]
+    single = np.clip(np.mean(pairs, axis=0), 0, 1)
+    found: Floats = np.sqrt(seeds * single / (1 + (seeds - 1) * single))
+    return found
+
+
+def crossed(
+    predicted: Mapping[str, Floats],
+    outcome: Floats,
+    reference: str,
+    rng: np.random.Generator,
+    draws: int = 1000,
+) -> dict[str, tuple[Interval, Interval]]:
+    """Mean score of every method and its lead over `reference`, subsets and queries resampled.
+
+    The same draws serve all methods. `predicted`: [subsets, q] per method; `outcome`: the same,
+    mean over the seeds.
+    """
+    subsets, queries = outcome.shape
+    weights = shares(rng, draws, queries)
+    found = {name: np.empty(draws) for name in predicted}
+    for draw in range(draws):
+        chosen = rng.integers(0, subsets, size=subsets)
+        for name, values in predicted.items():
+            found[name][draw] = weights[draw] @ spearman(values[chosen], outcome[chosen])
+    means = {name: float(spearman(v, outcome).mean()) for name, v in predicted.items()}
+
+    def interval(mean: float, values: Floats) -> Interval:
+        low, high = np.quantile(values, LEVELS)
+        return Interval(mean, float(low), float(high))
+
+    return {
+        name: (
+            interval(means[name], values),
+            interval(means[name] - means[reference], values - found[reference]),
+        )
+        for name, values in found.items()
+    }

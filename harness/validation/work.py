@@ -1,0 +1,104 @@
+"""Makes the stages of a study in worker processes and tells how far it is."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from harness.executors import Report, Workers
+from harness.job import Job, captured, reporting, run_job
+from harness.stage import Stage
+from harness.store import LOG, Store
+from harness.validation.predict import Prediction
+from harness.validation.retrain import Retraining
+
+PLAIN_SECONDS = 30.0
+OWN: Mapping[str, Any] = {"retraining": Retraining, "prediction": Prediction}
+"""Kinds of stage that are made here; the others are made as in an experiment."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage for a worker to make."""
+
+    stage: Stage
+    store: str
+    provenance: Mapping[str, Any]
+
+
+def make(task: Task, report: Report) -> dict[str, Any]:
+    """Make one stage; called inside a worker."""
+    stage = task.stage
+    if stage.kind not in OWN:
+        return run_job(Job((stage,), task.store, task.provenance), report)
+    import torch
+    from transformers import AutoModelForCausalLM, Trainer  # noqa: F401 - no stage pays for it
+
+    torch.set_num_threads(1)
+    store = Store(Path(task.store))
+    builder = OWN[stage.kind](stage, store, reporting(report))
+    folder = store.failure_folder(stage.kind, stage.key)
+    folder.mkdir(parents=True, exist_ok=True)
+    with captured(folder / LOG, False):
+        store.make(
+            stage.kind, stage.key, stage.recipe, builder.build, lambda: dict(task.provenance)
+        )
+    shutil.rmtree(folder)
+    return {}
+
+
+def complete(
+    stages: Sequence[Stage],
+    store: Store,
+    workers: int,
+    provenance: dict[str, Any],
+    title: str,
+    console: Console,
+) -> None:
+    """Make every stage that the store lacks, in the order given; their parents must be there.
+
+    RuntimeError names a stage that could not be made. What is finished stays, so that the next call
+    continues.
+    """
+    by_key = {stage.key: stage for stage in stages}
+    missing = [stage for stage in by_key.values() if not store.has(stage.kind, stage.key)]
+    waiting = [Task(stage, str(store.root), provenance) for stage in missing]
+    done, total, last = 0, len(waiting), time.monotonic()
+    if not waiting:
+        return
+    console.print(f"{title}: {total} to do, {len(by_key) - total} found", highlight=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    started = last
+    with (
+        Progress(*columns, console=console, transient=True) as bar,
+        Workers(min(workers, total), make) as pool,
+    ):
+        shown = bar.add_task(title, total=total)
+        while waiting or pool.busy:
+            while waiting and pool.idle is not None:
+                pool.submit(waiting.pop(0))
+            for ended in pool.poll(0.2):
+                if ended.error is not None:
+                    stage = ended.job.stage
+                    log = store.logged(stage.kind, stage.key)
+                    where = "" if log is None else f"; its output is in {log}"
+                    raise RuntimeError(f"{stage.label}: {ended.error['message']}{where}")
+                done += 1
+                bar.update(shown, completed=done)
+            now = time.monotonic()
+            if not console.is_terminal and now - last >= PLAIN_SECONDS and done:
+                last = now
+                left = (now - started) / done * (total - done)
+                console.print(f"{title}: {done} of {total}, about {left / 60:.0f} min left")
