@@ -9,6 +9,8 @@ from torch import nn
 
 from harness import influence
 from harness.influence import CurvatureOptions
+from harness.influence.batches import batches
+from harness.influence.gradients import traces
 from harness.influence.layers import tracked_layers
 
 IDENTITY = CurvatureOptions(kind="identity", batch_size=5)
@@ -180,6 +182,20 @@ def test_every_kind_fits(make_lora, make_pool, tmp_path, kind):
     curvature.save(tmp_path)
     again = influence.per_query_scores(model, influence.Curvature.load(tmp_path), pool, queries)
     np.testing.assert_allclose(again, found)
+
+
+def test_adapters_that_read_one_input_share_what_is_made_of_it(make_lora, make_pool):
+    """Query, key and value, and gate and up, though each has its second half in between."""
+    model = make_lora().eval()
+    (batch,) = batches(make_pool(4), 4, torch.device("cpu"))
+    layers = tracked_layers(model)
+    found = traces(model, layers, batch, "mean")
+    sources = {name: trace.source for name, trace in found.items()}
+    for read, source in (("k_proj", "q_proj"), ("v_proj", "q_proj"), ("up_proj", "gate_proj")):
+        for name in sources:
+            if name.endswith(f"{read}.lora_A.default"):
+                assert sources[name] == name.replace(read, source)
+    assert len(set(sources.values())) == len(layers) - 2 * 3
 
 
 def test_layers_in_groups_give_the_same(make_lora, make_pool):
