@@ -114,7 +114,7 @@ class Signals:
     given: Context | None = None
     loaded: PreTrainedModel | None = None
     asked: dict[str, Artefact] = field(default_factory=dict)
-    """Influence that was asked for already, by key."""
+    """What was asked for and paid for already, by key."""
 
     def context(self, selector: Selector, rng: np.random.Generator | None) -> Context:
         """The context that `selector` is given."""
@@ -280,9 +280,7 @@ class Signals:
             made.save(folder)
             return {"operations": fit_operations(model, self.pool, options), **made.report()}
 
-        made = self._shared(stage, write)
-        self.operations += made.info["operations"]
-        return made
+        return self._counted(stage, write)
 
     def influence(self, **options: Any) -> pd.DataFrame:
         """Influence of every pool example on C and I, in pool order."""
@@ -312,16 +310,12 @@ class Signals:
         parents = {**{role: self.stage.parents[role] for role in roles}, "curvature": stage}
         rule = {"rule": self.stage.inputs["rule"]} if "rule" in self.stage.inputs else {}
         whole = Stage("influence", "influence scores", {**asked, **rule}, parents)
-        if whole.key in self.asked:  # the table before, its columns now: one price
-            return self.asked[whole.key]
         fitted = self._fitted(stage)  # apart, so that its time is not counted twice
 
         def write(folder: Path) -> dict[str, Any]:
             return self._write_influence(folder, fitted.folder, asked)
 
-        made = self.asked[whole.key] = self._shared(whole, write)
-        self.operations += made.info["operations"]
-        return made
+        return self._counted(whole, write)
 
     def _write_influence(
         self, folder: Path, fitted: Path, options: Mapping[str, Any]
@@ -366,6 +360,13 @@ class Signals:
             folder / PER_QUERY,
         )
         return facts
+
+    def _counted(self, stage: Stage, write: Callable[[Path], Mapping[str, Any]]) -> Artefact:
+        """A shared artefact that knows its operations, paid for once however often it is used."""
+        if stage.key not in self.asked:
+            self.asked[stage.key] = self._shared(stage, write)
+            self.operations += self.asked[stage.key].info["operations"]
+        return self.asked[stage.key]
 
     def _shared(self, stage: Stage, write: Callable[[Path], Mapping[str, Any]]) -> Artefact:
         start = time.perf_counter()

@@ -297,13 +297,13 @@ def _stability_note(results: Results) -> list[str]:
     """How much the choice of each row depends on the queries; one line for all of them."""
     stated = []
     for (row, fraction), cells in results.groups.items():
-        known = [cell.record.get("facts", {}).get("stability") for cell in cells]
-        known = [found for found in known if found is not None]
+        known = [facts for cell in cells if "stability" in (facts := cell.record.get("facts", {}))]
         if not known:
             continue
-        first = known[0]  # scores do not depend on the training seed
+        first = known[0]["stability"]  # scores do not depend on the training seed
         at = f" at {percent(fraction)}" if len(results.fractions) > 1 else ""
-        drawn = listing(f"{n} of {side}" for side, n in first["queries"].items())
+        used = first["queries"].items()
+        drawn = listing(f"{n} of {known[0][f'n_{side}']} in {side}" for side, n in used)
         stated.append(
             f"{row}{at} {first['jaccard']:.2f} [{first['low']:.2f}, {first['high']:.2f}] "
             f"(random sets {first['random']:.2f}; {plural(first['replicates'], 'draw')} of the "

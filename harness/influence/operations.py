@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 BASES = ("kfac", "ekfac", "ekfac+cg")
 """Kinds that take eigenvectors from a sample."""
-WHOLE = ("diagonal", "ekfac", "ekfac+cg", "projected")
+WHOLE = ("diagonal", "ekfac", "ekfac+cg", "datainf", "projected")
 """Kinds that take one pass over everything they are fitted on."""
-FISHER_STEP = 8
-"""A product with the Fisher matrix: one derivative along the forward pass, then a backward pass."""
+DERIVATIVE = 6
+"""A product with the Fisher matrix, per direction: a derivative along, and a backward pass."""
 
 
 def tokens_of(pool: Pool) -> int:
@@ -50,17 +50,23 @@ def fit_operations(model: nn.Module, pool: Pool, options: CurvatureOptions) -> f
     return float(BOTH * total)
 
 
-def solve_operations(pool: Pool, options: CurvatureOptions, directions: int) -> float:
-    """Of multiplying so many directions by the damped inverse; 0 for what solves from its factors.
+def solve_operations(
+    pool: Pool, options: CurvatureOptions, directions: int, solves: int = 1
+) -> float:
+    """Of multiplying `directions`, split over so many calls, by the damped inverse.
 
-    At most, for conjugate gradients, which stop where they are exact enough.
+    0 for what solves from its factors; for conjugate gradients, which stop where they are exact
+    enough, at most so many.
     """
     tokens = tokens_of(fitted_on(pool, options))
-    if options.kind == "ekfac+cg":
-        return float(FISHER_STEP * options.cg_steps * directions * tokens)
-    if options.kind == "datainf":  # products with every gradient, then the sum of all by weight
-        return float(2 * BOTH * tokens)
-    return 0.0
+    if options.kind == "datainf":  # one pass for any number of directions
+        return float(BOTH * solves * tokens)
+    if options.kind != "ekfac+cg":
+        return 0.0
+    if options.fisher == "empirical":
+        return float(BOTH * options.cg_steps * solves * tokens)
+    shared, each = 2 * FORWARD * solves, DERIVATIVE * directions
+    return float(options.cg_steps * (shared + each) * tokens)
 
 
 def scores_operations(
@@ -76,8 +82,11 @@ def scores_operations(
         completions += sum(len(side.pool.input_ids[p]) for p in rows)
     total = BOTH * completions + facts["passes"] * BOTH * tokens_of(pool)
     # One derivative along costs a forward pass more, a central difference two forward passes.
-    along = {"forward": FORWARD * (1 + len(sides)), "central": 2 * FORWARD * len(sides)}
+    along = {
+        "forward": FORWARD * (1 + len(sides)),
+        "central": 2 * FORWARD * len(sides),
+        "ghost": BOTH,
+    }
     total += along.get(facts["method"], 0) * tokens_of(pool)
     directions = len(sides) + sum(map(len, ranked))
-    solves = 1 + facts["passes"] if options.kind == "datainf" else 1
-    return float(total + solves * solve_operations(pool, options, directions))
+    return float(total + solve_operations(pool, options, directions, 1 + facts["passes"]))

@@ -121,7 +121,7 @@ def test_stability_of_a_choice_is_told_where_it_is_known(make_results):
     for line in path.read_text().splitlines():
         entry = json.loads(line)
         if entry["row"] == "influence/combined" and entry["fraction"] == 0.5:
-            entry["facts"] = {"n_C": 64, "n_I": 23, "stability": stability}
+            entry["facts"] = {"n_C": 270, "n_I": 23, "stability": stability}
         lines.append(json.dumps(entry) + "\n")
     path.write_text("".join(lines))
     (found,) = load(folder)
@@ -129,7 +129,7 @@ def test_stability_of_a_choice_is_told_where_it_is_known(make_results):
     assert note == (
         "Stability of the chosen set under a bootstrap over queries, as Jaccard overlap with the "
         "choice by all of them [95% interval]: influence/combined at 50% 0.81 [0.75, 0.86] (random "
-        "sets 0.33; 1000 draws of the queries behind its ranks: 64 of C and 23 of I)."
+        "sets 0.33; 1000 draws of the queries behind its ranks: 64 of 270 in C and 23 of 23 in I)."
     )
 
 
