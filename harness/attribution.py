@@ -132,7 +132,9 @@ def _refuse_missing(request: Request) -> None:
 def load(request: Request, device: str) -> tuple[Any, Any]:
     """Model and tokenizer: a folder, a folder with a peft adapter, or a hub name."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     folder = Path(request.model)
     name: Any = AutoModelForCausalLM
     if folder.is_dir():

@@ -1,13 +1,14 @@
 """Which way to a score is the cheapest, and why; free of torch, so that a plan can read it.
 
-Costs are in forward passes over the pool by plain attention with all logits (a perplexity pass).
-A linear layer multiplies once in a forward pass. Forward mode multiplies twice more per direction
-(weights with tangents, directions with inputs). The ghost product multiplies twice more in all: a
-backward pass without weight gradients, and gradients of single examples that all directions share.
-Central differences are two forward passes per direction, and need a sample of exact scores.
+Costs are in forward passes over the pool, by the quickest kernels and with logits only where there
+is loss. Per direction, forward mode multiplies twice more in every linear layer (weights with
+tangents, directions with inputs), by plain attention. The ghost product multiplies twice more in
+all: a backward pass without weight gradients, and gradients of single examples that all directions
+share. Central differences are two forward passes per direction, after some on a sample of the pool.
 
-So forward mode is not the quickest anywhere; what it saves is memory, because it keeps no
-activations. Central differences are for kernels without forward mode, and for few directions.
+So the ghost product is the quickest exact way whatever the number of directions. What forward mode
+saves is memory: it keeps no activations. Central differences are for kernels that have no forward
+mode, and whose gradients may depend on the batch: there, along one direction.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 METHODS = ("forward", "central", "ghost")
-COSTS = {"forward": (1.0, 1.0), "central": (1.0, 1.0), "ghost": (1.0, 1.0)}
+COSTS = {"forward": (4.1, 1.5), "central": (2.0, 2.0), "ghost": (2.4, 0.02)}
+"""First and every further direction. Measured on one core in processor time: a Qwen2 of 3 layers of
+96 with 60 tokens gave forward 4.6 and 1.6, ghost 2.4; one of 9.4M parameters (10 layers of 128,
+50,304 tokens in the vocabulary) with 200 tokens gave forward 3.7 and 1.4, ghost 2.4."""
 
 NAMES = {
     "forward": "forward-mode derivatives",

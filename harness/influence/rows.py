@@ -44,12 +44,8 @@ def examples(
         raise ValueError(f"max_tokens is {max_tokens!r}; expected at least 2")
     if getattr(tokenizer, "eos_token_id", None) is None:
         raise ValueError("the tokenizer has no end-of-text token; expected eos_token to be set")
-    columns: dict[str, Any] = {
-        "prompt": prompt,
-        "response": response,
-        "id": id,
-        "template": template,
-    }
+    columns: dict[str, Any] = {"prompt": prompt, "response": response, "id": id}
+    columns["template"] = template
     if isinstance(rows, str | Path):
         path = Path(rows)
         if path.suffix not in (".jsonl", ".parquet"):

@@ -43,8 +43,7 @@ class Shards:
             if not differ:
                 return
             warnings.warn(
-                f"{folder}: holds scores of something else ({', '.join(differ)} differ); "
-                "starting anew",
+                f"{folder}: holds scores that differ in {', '.join(differ)}; starting anew",
                 stacklevel=4,
             )
             self.clear()
