@@ -81,9 +81,7 @@ def hidden_gradients(
     return found
 
 
-def hidden_curvature(
-    head: nn.Linear, hidden: Tensor, tangents: Tensor, weights: Tensor
-) -> Tensor:
+def hidden_curvature(head: nn.Linear, hidden: Tensor, tangents: Tensor, weights: Tensor) -> Tensor:
     """What the losses' curvature makes of `tangents` [k, N, d] of `hidden` [N, d], [k, N, d].
 
     weight W^T (diag(p) - p p^T) W t: the expectation over labels of g_h g_h^T t.
