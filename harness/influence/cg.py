@@ -20,6 +20,7 @@ import torch
 
 from harness.influence.curvature import fitted_on
 from harness.influence.fisher import fisher_products
+from harness.influence.gemm import wide
 from harness.influence.kronecker import EKFAC
 from harness.influence.layers import Gradients
 
@@ -141,10 +142,7 @@ def conjugate_gradients(
     A column stops at a residual of `tolerance` times its right-hand side, or after `steps`.
     RuntimeError where rounding has left the matrix without a positive direction.
     """
-    rest = {
-        name: part.to(torch.promote_types(part.dtype, torch.float32), copy=True)
-        for name, part in right.items()
-    }
+    rest = {name: part.to(wide(part.dtype), copy=True) for name, part in right.items()}
     solution = {name: torch.zeros_like(part) for name, part in rest.items()}
     lengths = dots(rest, rest).sqrt()
     solved = [Solved(0, 0.0) for _ in lengths]

@@ -26,6 +26,7 @@ from torch.func import functional_call, jvp, vmap
 
 from harness.influence.batches import batches, device_of, model_inputs
 from harness.influence.directional import _load_forward_mode, _parameters
+from harness.influence.gemm import wide
 from harness.influence.gradients import FEW, Trace, pullback, traces
 from harness.influence.head import captured, hidden_curvature, softmax_curvature
 from harness.influence.layers import Gradients, check_attention, evaluating, match, tracked_layers
@@ -57,10 +58,7 @@ def fisher_products(
     """
     layers = tracked_layers(model, options.layers, options.head)
     match(layers, directions)
-    totals = {
-        name: torch.zeros_like(u, dtype=torch.promote_types(u.dtype, torch.float32))
-        for name, u in directions.items()
-    }
+    totals = {name: torch.zeros_like(u, dtype=wide(u.dtype)) for name, u in directions.items()}
     product = _empirical if options.fisher == "empirical" else _expected
     if options.fisher == "true":
         check_attention(model)
@@ -122,7 +120,7 @@ def _expected(
         chosen = {name: u[start : start + COLUMNS] for name, u in directions.items()}
         moved = _pushed(model, layers, batch, pull.head, chosen)[:, mask]
         if pull.head is None:
-            p = root[mask].to(torch.promote_types(root.dtype, torch.float32)).softmax(dim=1)
+            p = root[mask].to(wide(root.dtype)).softmax(dim=1)
             parts = [softmax_curvature(p, tangent.to(p.dtype), weights) for tangent in moved]
         else:
             parts = list(hidden_curvature(pull.head, root[mask], moved, weights))

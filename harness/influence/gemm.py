@@ -37,6 +37,11 @@ def onednn_is_faster() -> bool:
     return "GenuineIntel" not in about and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision for what is summed, solved and kept: single, or double as `dtype`."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`inputs` [..., in] times the transpose of `weight` [out, in]; not differentiable."""
     if inputs.numel() * len(weight) >= SMALL and _suits(inputs, weight):

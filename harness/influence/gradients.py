@@ -35,7 +35,7 @@ from harness.influence.batches import (
     sampled_labels,
     uniforms,
 )
-from harness.influence.gemm import frozen, linear, outer, products
+from harness.influence.gemm import frozen, linear, outer, products, wide
 from harness.influence.head import captured, hidden_gradients, is_plain
 from harness.influence.layers import Gradients, Layer, evaluating, output_layer, tracked_layers
 from harness.influence.options import CurvatureOptions
@@ -65,6 +65,7 @@ class Trace:
 
         A few directions act on the inputs, which spares the example gradients; many meet them.
         """
+        directions = directions.to(self.inputs.dtype)
         if len(directions) > FEW or self.embedded:
             columns = directions.flatten(1)
             parts = [linear(block.flatten(1), columns) for _, block in self.gradients()]
@@ -349,7 +350,12 @@ def query_gradients(
         raise ValueError(f"aggregate is {aggregate!r}; expected 'mean', 'sum' or None")
     layers = tracked_layers(model, options.layers, options.head)
     weight = -1.0 / len(queries) if aggregate == "mean" else -1.0
-    total = {layer.name: layer.module.weight.new_zeros(layer.shape).detach() for layer in layers}
+    total = {
+        layer.name: layer.module.weight.detach().new_zeros(
+            layer.shape, dtype=wide(layer.module.weight.dtype)
+        )
+        for layer in layers
+    }
     with evaluating(model):
         for batch in batches(
             queries, options.batch_size, device_of(model), progress, "query gradients"

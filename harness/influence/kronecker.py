@@ -20,9 +20,9 @@ an example's loss with respect to the layer's output:
   G_n^T is 1/T_n times the Gauss-Newton matrix of that loss: between examples of equal length a
   common factor (which cancels in the ranking, damping being relative), between unequal ones a
   lighter weight for the longer. For the sum over tokens it is that matrix exactly.
-- Sums are in double precision. A and S take one pass of forward and backward over
-  `options.basis_sample` examples: eigenvectors need far fewer than eigenvalues. ekfac's Lambda
-  takes one pass over the whole pool, with the same labels.
+- Sums are in double precision; what is kept and solved with is in single or up. A and S take one
+  pass of forward and backward over `options.basis_sample` examples: eigenvectors need far fewer
+  than eigenvalues. ekfac's Lambda takes one pass over the whole pool, with the same labels.
 - `options.memory_gib` fits groups of layers one after the other, each with passes of its own.
 """
 
@@ -37,7 +37,7 @@ import torch
 
 from harness.influence.batches import batches, device_of
 from harness.influence.curvature import Curvature, drawn
-from harness.influence.gemm import linear, outer, products
+from harness.influence.gemm import linear, outer, products, wide
 from harness.influence.gradients import BLOCK_ELEMENTS, stream
 from harness.influence.layers import evaluating, tracked_layers
 from harness.influence.options import FEWEST, POSITIONS_PER_DIMENSION, CurvatureOptions
@@ -109,6 +109,7 @@ class Kronecker(Curvature):
 
     def solve(self, name: str, gradient: Tensor) -> Tensor:
         """Rotate, divide by the damped eigenvalues, rotate back."""
+        gradient = gradient.to(wide(gradient.dtype))
         basis = self.bases[name].to(gradient)
         damped = self.damped(name).to(gradient)
         inputs, outputs = basis.inputs, basis.outputs
@@ -238,8 +239,8 @@ class Diagonal(Kronecker):
 class Factors:
     """A [in (+ 1), in (+ 1)] and S [out, out] of a layer, in double precision.
 
-    `length`: mean number of loss-carrying positions per example; `dtype`: of the layer. Layers that
-    read the same input share one A.
+    `length`: mean number of loss-carrying positions per example; `dtype`: of what is kept. Layers
+    that read the same input share one A.
     """
 
     inputs: Tensor
@@ -287,7 +288,7 @@ def factors(
             inputs[readers[layer.name]],
             outputs[layer.name] / positions,
             positions / len(sample),
-            layer.module.weight.dtype,
+            wide(layer.module.weight.dtype),
         )
         for layer in layers
     }
@@ -322,10 +323,10 @@ def _corrected(
 
         def add(name: str, trace: Trace, turned: dict[str, Tensor] = turned) -> None:
             for block in rotated(trace, rotations[name], turned):
-                sums[name].add_(block.square_().sum(dim=0))
+                sums[name].add_(block.square_().sum(dim=0, dtype=wide(block.dtype)))
 
         _stream(model, layers, batch, options, add)
-    dtype = {layer.name: layer.module.weight.dtype for layer in layers}
+    dtype = {layer.name: wide(layer.module.weight.dtype) for layer in layers}
     return {name: (total / len(pool)).to(dtype[name]) for name, total in sums.items()}
 
 
@@ -340,7 +341,7 @@ def rotated(
     if rotation is None:
         yield from (block for _, block in trace.gradients())
         return
-    inputs, outputs = rotation
+    inputs, outputs = (side.to(trace.inputs.dtype) for side in rotation)
     if trace.embedded:
         yield from (outputs.T @ block @ inputs for _, block in trace.gradients())
         return

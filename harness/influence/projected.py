@@ -22,7 +22,7 @@ import torch
 
 from harness.influence.batches import batches, device_of, seeded
 from harness.influence.curvature import Curvature
-from harness.influence.gemm import linear, outer
+from harness.influence.gemm import linear, outer, wide
 from harness.influence.gradients import stream
 from harness.influence.kronecker import groups
 from harness.influence.layers import evaluating, tracked_layers
@@ -79,15 +79,14 @@ class Projected(Curvature):
     def solve(self, name: str, gradient: Tensor) -> Tensor:
         """Project, solve, and take the solution back into the full space."""
         projection, factor = self.projections[name], self._factor(name).to(gradient.device)
-        wide = torch.promote_types(gradient.dtype, torch.float32)
         inputs, outputs = (
-            side.to(device=gradient.device, dtype=wide)
+            side.to(device=gradient.device, dtype=wide(gradient.dtype))
             for side in (projection.inputs, projection.outputs)
         )
-        small = outputs @ gradient.to(wide) @ inputs.T
+        small = outputs @ gradient.to(wide(gradient.dtype)) @ inputs.T
         columns = small.reshape(-1, small.shape[-2] * small.shape[-1]).double()
         solved = torch.cholesky_solve(columns.T, factor).T.reshape(small.shape)
-        return outputs.T @ solved.to(wide) @ inputs
+        return outputs.T @ solved.to(wide(gradient.dtype)) @ inputs
 
     def _factor(self, name: str) -> Tensor:
         """Cholesky factor of the damped Fisher matrix, formed once."""
@@ -124,7 +123,9 @@ class Projected(Curvature):
     ) -> Self:
         """The inverse of `tensors`."""
         projections = {
-            name: Projection(*(tensors[f"{name}/{side}"] for side in ("inputs", "outputs", "fisher")))
+            name: Projection(
+                *(tensors[f"{name}/{side}"] for side in ("inputs", "outputs", "fisher"))
+            )
             for name in shapes
         }
         return cls(options, shapes, examples, projections)
@@ -142,7 +143,7 @@ def entries(layer: Layer, rank: int) -> int:
 def projections(layer: Layer, options: CurvatureOptions) -> tuple[Tensor, Tensor]:
     """P_A and P_S, from `options.seed` and the layer's name; single precision or up."""
     weight = layer.module.weight
-    dtype = torch.promote_types(weight.dtype, torch.float32)
+    dtype = wide(weight.dtype)
     sides = []
     for side, size in zip(("outputs", "inputs"), layer.shape, strict=True):
         generator = seeded(options.seed, f"{layer.name}/{side}")
@@ -169,9 +170,7 @@ def _fit(
     def add(name: str, trace: Trace) -> None:
         inputs, outputs = sides[name]
         if trace.embedded:
-            parts = (
-                outputs @ block.to(inputs.dtype) @ inputs.T for _, block in trace.gradients()
-            )
+            parts = (outputs @ block.to(inputs.dtype) @ inputs.T for _, block in trace.gradients())
             found = torch.cat([part.flatten(1) for part in parts])
         else:
             right = linear(trace.inputs.to(inputs.dtype), inputs)
