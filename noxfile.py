@@ -33,7 +33,7 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # and whatever is installed later finds its requirement met.
 PLACEHOLDERS = {"torchvision": "0.28.0", "torchaudio": "2.13.0", "torchcodec": "0.17.0"}
 # Compared with in `validate`. Its own requirements would replace torch: it goes in without them.
-KRONFLUENCE = ("kronfluence==1.0.1", "einconv==0.1.0", "einops==0.8.1", "opt-einsum==3.4.0")
+KRONFLUENCE = ("kronfluence==1.0.1", "einconv==0.1.0", "einops>=0.8,<1", "opt-einsum==3.4.0")
 
 
 def has_gpu() -> bool:
