@@ -128,6 +128,24 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
 
 
+# Measured side by side with the influence engine. Without their own dependencies: those would bring
+# other builds of torch and torchvision, and what else is needed is named here.
+PEERS = ("kronfluence==1.0.1", "bergson==2.5.1")
+PEERS_NEED = (
+    *("einops>=0.8", "einconv>=0.1", "opt-einsum>=3.3"),
+    *("natsort", "petname", "simple-parsing", "jaxtyping>=0.3.3", "ml_dtypes"),
+    *("optree", "graphviz", "peft>=0.18,<1"),
+)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Compare the influence engine with others: `-- influence --json FILE`, `-- --help`."""
+    install_stack(session, *PEERS_NEED)
+    session.install("--no-deps", *PEERS, "torchopt")
+    session.run("python", "-m", "harness.bench", *(session.posargs or ["influence"]))
+
+
 @nox.session
 def report(session: nox.Session) -> None:
     """Rebuild committed reports from their records (default: all); needs no torch."""

@@ -63,7 +63,10 @@ def per_query_scores(
 
 
 class Kronfluence:
-    """One analysis of `model`, which is changed for good; files go to `folder`."""
+    """One analysis of `model`, which is changed for good; files go to `folder`.
+
+    `fisher` and `reduction` (of the pool's loss) as in `CurvatureOptions`.
+    """
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class Kronfluence:
         damping: float = 0.1,
         seed: int = 0,
         fisher: str = "true",
+        reduction: str = "mean",
     ) -> None:
         from kronfluence.analyzer import Analyzer, prepare_model
         from kronfluence.utils.dataset import DataLoaderKwargs
@@ -81,7 +85,7 @@ class Kronfluence:
         self._batch_size, self._damping, self._fisher = batch_size, damping, fisher
         device = device_of(model)
         names = [layer.name for layer in tracked_layers(model)]
-        task = _task(names, torch.Generator(device).manual_seed(seed))
+        task = _task(names, torch.Generator(device).manual_seed(seed), reduction)
         self._analyzer = Analyzer(
             analysis_name="bench",
             model=prepare_model(model, task),
@@ -176,11 +180,11 @@ def _carrying(labels: Tensor) -> Tensor:
     return mask
 
 
-def _task(names: list[str], generator: torch.Generator) -> Any:
+def _task(names: list[str], generator: torch.Generator, reduction: str) -> Any:
     from kronfluence.task import Task
 
-    def loss(batch: Batch, model: nn.Module, draw: bool) -> Tensor:
-        """Sum over examples of the mean over their response tokens."""
+    def loss(batch: Batch, model: nn.Module, draw: bool, over_tokens: str) -> Tensor:
+        """Sum over examples of the mean or sum over their response tokens."""
         logits: Tensor = model(input_ids=batch["input_ids"], use_cache=False).logits
         mask = _carrying(batch["labels"])
         kept = logits[mask]
@@ -190,19 +194,21 @@ def _task(names: list[str], generator: torch.Generator) -> Any:
                 labels = torch.multinomial(chances, 1, generator=generator).squeeze(1)
         else:
             labels = batch["labels"][:, 1:][mask[:, :-1]]
+        if over_tokens == "sum":
+            return cross_entropy(kept, labels, reduction="sum")
         weights = (1 / mask.sum(dim=1, keepdim=True)).expand_as(mask)[mask]
         return (cross_entropy(kept, labels, reduction="none") * weights).sum()
 
     class LanguageModelling(Task):  # type: ignore[misc]
-        """Mean loss over response tokens, the same for pool and queries."""
+        """The pool's loss as told; the queries' is a mean over response tokens."""
 
         def compute_train_loss(
             self, batch: Batch, model: nn.Module, sample: bool = False
         ) -> Tensor:
-            return loss(batch, model, sample)
+            return loss(batch, model, sample, reduction)
 
         def compute_measurement(self, batch: Batch, model: nn.Module) -> Tensor:
-            return loss(batch, model, False)
+            return loss(batch, model, False, "mean")
 
         def get_influence_tracked_modules(self) -> list[str]:
             return names
