@@ -72,7 +72,7 @@ class Influence(ScoreSelector):
     decodes: Literal["mean", "sum"] = "mean"
     max_queries: int | None = 64
     query_seed: int = 0
-    scoring: Literal["forward", "central", "backward"] = "forward"
+    scoring: Literal["auto", "forward", "central", "ghost", "backward"] = "auto"
     replicates: int = 1000
 
     def __post_init__(self) -> None:

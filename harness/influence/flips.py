@@ -104,7 +104,7 @@ def influence_scores(
     aggregate: str = "mean",
     max_queries: int | None = 64,
     query_seed: int = 0,
-    method: str = "forward",
+    method: str = "auto",
     columns: dict[str, npt.NDArray[np.float32]] | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
@@ -116,9 +116,9 @@ def influence_scores(
     `curvature`: one fitted before at these weights; its own options then count. `aggregate`:
     "mean" or "sum" over queries, for s_C and s_I, which use every query; the ranks use at most
     `max_queries` per side, drawn with `query_seed` (None: all). `method` of s_C and s_I: "forward",
-    "central", "ghost" or "auto" (see `directional_scores`), or "backward": from the example
-    gradients that the ranks form anyway, the same up to rounding without a pass of their own.
-    `columns` is filled with infl(v, d) of the queries behind the ranks of each side, [n, q].
+    "central" or "ghost" (see `directional_scores`), or "backward": from the example gradients that
+    the ranks form anyway, the same up to rounding. That needs no pass of its own, so "auto" takes
+    it. `columns` is filled with infl(v, d) of the queries behind the ranks of each side, [n, q].
 
     `attrs` of the table: options, n_C, n_I, the ids behind the ranks, seconds per part, and what
     the curvature reports (residuals of solves, error of sampling).
@@ -128,10 +128,7 @@ def influence_scores(
     given = (("C", correct), ("I", incorrect))
     sides = {name: Completions.of(side) for name, side in given if side is not None}
     _check_sides(sides, aggregate, max_queries)
-    if method == "backward":
-        choice = Choice(method, "asked for", 0.0)
-    else:
-        choice = chosen(model, method, len(sides))
+    choice = _chosen(model, method, len(sides))
     seconds: dict[str, float] = {}
     if curvature is None:
         with _timed(seconds, "curvature"):
@@ -143,10 +140,10 @@ def influence_scores(
     with _timed(seconds, "directions"):
         means = _mean_directions(model, curvature, pool, sides, aggregate, progress)
     with _timed(seconds, "ranks"):
-        own = means if method == "backward" else None
+        own = means if choice.method == "backward" else None
         found = _influence(model, curvature, pool, list(drawn.values()), own, progress)
     with _timed(seconds, "scores"):
-        if method == "backward":
+        if choice.method == "backward":
             scores = found[:, -len(sides) :]
         else:
             scores = directional_scores(
@@ -174,6 +171,14 @@ def influence_scores(
         "seconds": seconds,
     }
     return table
+
+
+def _chosen(model: nn.Module, method: str, sides: int) -> Choice:
+    if method == "auto":
+        return Choice("backward", "the ranks form example gradients anyway", 0.0)
+    if method == "backward":
+        return Choice(method, "asked for", 0.0)
+    return chosen(model, method, sides)
 
 
 def rank_scores(influence: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
