@@ -158,7 +158,7 @@ def conjugate_gradients(
         if not bool((curving > 0).all()):
             raise RuntimeError(
                 f"conjugate gradients step {step}: a direction has curvature "
-                f"{float(curving.min()):.3g}; expected more than 0. Use a higher damping or precision"
+                f"{float(curving.min()):.3g}; expected more than 0 (a higher damping or precision)"
             )
         stride = heights / curving
         for name, part in rest.items():

@@ -34,8 +34,8 @@ class Curvature(abc.ABC):
     """A fitted curvature of the pool's loss at one set of weights.
 
     `shapes`: layer -> shape of its gradient, in model order. `examples`: size of the pool it was
-    fitted on. `error`: what fitting on a sample costs, where `options.measure_error` asked for it and
-    there was a sample.
+    fitted on. `error`: what fitting on a sample costs, where `options.measure_error` asked for it
+    and there was a sample.
     """
 
     kind: ClassVar[str]

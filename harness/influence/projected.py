@@ -71,7 +71,7 @@ class Projected(Curvature):
         """One pass over the pool, or one for every group of layers where memory is limited."""
         layers = tracked_layers(model, options.layers, options.head)
         found: dict[str, Projection] = {}
-        for group in groups(layers, pool, options, lambda layer: entries(layer, options.rank)):
+        for group in groups(layers, pool, options, lambda layer: held(layer, options.rank)):
             found |= _fit(model, group, pool, options, progress)
         shapes = {layer.name: layer.shape for layer in layers}
         return cls(options, shapes, len(pool), found)
@@ -99,8 +99,8 @@ class Projected(Curvature):
             if failed or not bool((factor.diagonal().square() > rounding).all()):
                 raise ValueError(
                     f"layer {name!r}: the projected Fisher matrix is singular with damping "
-                    f"{self.options.damping!r}; expected a higher damping, a lower rank, or a layer "
-                    "that the loss depends on"
+                    f"{self.options.damping!r}; expected a higher damping, a lower rank, or a "
+                    "layer that the loss depends on"
                 )
             self._factors[name] = factor
         return self._factors[name]
@@ -131,13 +131,12 @@ class Projected(Curvature):
         return cls(options, shapes, examples, projections)
 
 
-def entries(layer: Layer, rank: int) -> int:
+def held(layer: Layer, rank: int) -> int:
     """Bytes that fitting a layer holds for itself."""
     out, width = layer.shape
     rows, columns = min(rank, out), min(rank, width)
-    return 8 * (rows * columns) ** 2 + layer.module.weight.element_size() * (
-        rows * out + columns * width
-    )
+    size: int = layer.module.weight.element_size()
+    return 8 * (rows * columns) ** 2 + size * (rows * out + columns * width)
 
 
 def projections(layer: Layer, options: CurvatureOptions) -> tuple[Tensor, Tensor]:

@@ -223,7 +223,7 @@ def test_columns_have_their_own_steps_and_ends():
     torch.testing.assert_close(two["layer"], right["layer"] / matrix)
     assert [s.steps for s in solved] == [1, 0, 2]
     assert calls == [(1, 2), (2, 1)]
-    with pytest.raises(RuntimeError, match="step 1: a direction has curvature -2"):
+    with pytest.raises(RuntimeError, match="step 1: a direction has curvature -4"):
         conjugate_gradients(
             lambda u, step: {"layer": -u["layer"]}, right, identity, steps=1, tolerance=1e-2
         )
