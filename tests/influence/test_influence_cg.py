@@ -118,9 +118,9 @@ def test_products_equal_the_dense_fisher(
 
 @pytest.mark.parametrize("options", CASES[2:], ids=str)
 def test_converged_solution_is_the_dense_one(make_model, make_pool, all_double, options):
-    model, pool, queries = make_model(dtype=torch.float64), make_pool(6), make_pool(3, 1, "q")
+    model, pool, queries = make_model(dtype=torch.float64), make_pool(4), make_pool(3, 1, "q")
     options = dataclasses.replace(
-        OPTIONS, damping=10.0, cg_steps=400, cg_tolerance=1e-10, **options
+        OPTIONS, damping=50.0, cg_steps=400, cg_tolerance=1e-10, **options
     )
     curvature = fit(model, pool, options)
     gradients = query_gradients(model, queries, options)
