@@ -136,9 +136,9 @@ def _influence_notes(plan: Plan, store: Store) -> list[str]:
     kinds = sorted({str(params.get("curvature", "ekfac")) for params in asking.values()})
     scores = operations("forward", 1), operations("forward", 2)
     note = (
-        f"Influence ({', '.join(asking)}; curvature {', '.join(kinds)}): passes over the pool are at "
-        "most two forward and backward to fit (none for identity), one forward and backward for the "
-        "ranks, and one for the scores by forward mode, "
+        f"Influence ({', '.join(asking)}; curvature {', '.join(kinds)}): passes over the pool are "
+        "at most two forward and backward to fit (none for identity; ekfac+cg adds one per step), "
+        "one forward and backward for the ranks, and one for the scores by forward mode, "
         f"{scores[0]:.1f} forward passes for one side and {scores[1]:.1f} for two; "
         "rows that ask for the same share them."
     )
