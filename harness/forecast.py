@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import plugins
 from harness.executors import available_cores
+from harness.influence.choice import operations
 from harness.job import Job
 from harness.plan import Cell, Plan
 from harness.run import Run, has_gpu, outcome_stages
+from harness.selector import BOTH, FORWARD_MODE
 from harness.signals import parameters_of
 from harness.stage import EXTERNAL, Stage
 from harness.store import META, Store
@@ -42,6 +45,7 @@ def forecast(plan: Plan, store: Store) -> dict[str, Any]:
         + "); "
         + (f"times measured here for: {', '.join(measured)}" if measured else "first guess only"),
         *_size_notes(plan, store, jobs),
+        *_influence_notes(plan, store),
     ]
     return {
         "experiment": plan.experiment.name,
@@ -117,6 +121,35 @@ def _size_notes(plan: Plan, store: Store, jobs: Sequence[Job]) -> list[str]:
         f"Model of {parameters / 1e6:.2f}M parameters: about {memory:.2g} GiB of {place} for "
         f"training (activations apart), {disk:.2g} GiB of disk for {checkpoints} checkpoints."
     ]
+
+
+def _influence_notes(plan: Plan, store: Store) -> list[str]:
+    """What influence on the queries costs, for the rows that ask for it."""
+    asking = {
+        row.row: row.params
+        for row in plan.rows
+        if row.selector is not None
+        and "influence" in plugins.build(row.selector, row.params).requirements()
+    }
+    if not asking:
+        return []
+    kinds = sorted({str(params.get("curvature", "ekfac")) for params in asking.values()})
+    scores = operations("forward", 1), operations("forward", 2)
+    note = (
+        f"Influence ({', '.join(asking)}; curvature {', '.join(kinds)}): passes over the pool are "
+        "at most two forward and backward to fit (none for identity; ekfac+cg adds one per step), "
+        "one forward and backward for the ranks, and one for the scores by forward mode, "
+        f"{scores[0]:.1f} forward passes for one side and {scores[1]:.1f} for two; "
+        "rows that ask for the same share them."
+    )
+    parameters = _known_size(_base(plan), store)
+    if parameters is not None:
+        work = (3 * BOTH + FORWARD_MODE) * parameters
+        note += f" About {work / 1e6:.3g} MFLOPs per token of the pool."
+    measured = _measured(store).get("influence")
+    if measured is not None:
+        note += f" Measured here: {measured:.1f} s."
+    return [note]
 
 
 def _copies(stages: Sequence[Stage]) -> tuple[int, int]:

@@ -18,9 +18,10 @@ from typing import Any
 
 METHODS = ("forward", "central", "ghost")
 COSTS = {"forward": (4.1, 1.5), "central": (2.0, 2.0), "ghost": (2.4, 0.02)}
-"""First and every further direction. Measured on one core in processor time: a Qwen2 of 3 layers of
-96 with 60 tokens gave forward 4.6 and 1.6, ghost 2.4; one of 9.4M parameters (10 layers of 128,
-50,304 tokens in the vocabulary) with 200 tokens gave forward 3.7 and 1.4, ghost 2.4."""
+"""First and every further direction. Measured twice on one core in processor time: a Qwen2 of 3
+layers of 96 with 60 tokens gave forward 4.6 and 5.2, further 1.6, ghost 2.4 and 2.7; one of 9.4M
+parameters (10 layers of 128, 50,304 tokens in the vocabulary) with 200 tokens gave forward 3.7 and
+2.9, further 1.4, ghost 2.4 and 2.2. Central differences gave 2.0 on both, besides their sample."""
 
 NAMES = {
     "forward": "forward-mode derivatives",

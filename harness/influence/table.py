@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = 1
-SHARD = 512
+SHARD = 128
 """Examples per shard."""
 
 Matrix = npt.NDArray[np.float64]
