@@ -10,11 +10,11 @@ from typing import Any
 
 from harness import plugins
 from harness.executors import available_cores
-from harness.influence.choice import operations
+from harness.influence.choice import METHODS, NAMES, operations
 from harness.job import Job
 from harness.plan import Cell, Plan
 from harness.run import Run, has_gpu, outcome_stages
-from harness.selector import BOTH, FORWARD_MODE
+from harness.selector import BOTH
 from harness.signals import parameters_of
 from harness.stage import EXTERNAL, Stage
 from harness.store import META, Store
@@ -134,18 +134,21 @@ def _influence_notes(plan: Plan, store: Store) -> list[str]:
     if not asking:
         return []
     kinds = sorted({str(params.get("curvature", "ekfac")) for params in asking.values()})
-    scores = operations("forward", 1), operations("forward", 2)
+    further = sorted({str(params["scoring"]) for params in asking.values() if "scoring" in params})
+    apart = [method for method in further if method in METHODS]
     note = (
         f"Influence ({', '.join(asking)}; curvature {', '.join(kinds)}): passes over the pool are "
-        "at most two forward and backward to fit (none for identity; ekfac+cg adds one per step), "
-        "one forward and backward for the ranks, and one for the scores by forward mode, "
-        f"{scores[0]:.1f} forward passes for one side and {scores[1]:.1f} for two; "
-        "rows that ask for the same share them."
+        "at most two forward and backward to fit (none for identity; datainf one more to solve, "
+        "ekfac+cg one per step), and one forward and backward for ranks and scores together"
+        + "".join(
+            f", {operations(method, 2):.1f} forward passes for scores by {NAMES[method]}"
+            for method in apart
+        )
+        + "; rows that ask for the same share them."
     )
     parameters = _known_size(_base(plan), store)
     if parameters is not None:
-        work = (3 * BOTH + FORWARD_MODE) * parameters
-        note += f" About {work / 1e6:.3g} MFLOPs per token of the pool."
+        note += f" About {3 * BOTH * parameters / 1e6:.3g} MFLOPs per token of the pool."
     measured = _measured(store).get("influence")
     if measured is not None:
         note += f" Measured here: {measured:.1f} s."

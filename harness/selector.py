@@ -38,9 +38,8 @@ NEEDS = (
 )
 """What a selector may declare in `needs`; `row:NAME` asks for another row's chosen ids."""
 
-FORWARD, BOTH, FORWARD_MODE = 2, 6, 6
-"""Operations per parameter and token: a forward pass, one with its backward pass, and one that
-carries two derivatives along."""
+FORWARD, BOTH = 2, 6
+"""Operations per parameter and token: a forward pass, and one with its backward pass."""
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ def scores(
             belong to anything else are replaced, with a warning.
         shard_size: examples per shard, rounded up to whole batches.
 
-    `attrs` of the table: options, examples, queries, aggregate, method, reason, cost in forward
-    passes, shards (all of them, and how many were found), seconds per part.
+    `attrs` of the table: options, examples, queries, aggregate, method, reason, what the curvature
+    reports, cost in forward passes, shards (all of them, and how many were found), seconds per part.
 
     Raises:
         ValueError: an empty pool or query set, layers that differ from the curvature's, or an
@@ -107,6 +107,7 @@ def _attrs(run: _Run, choice: Choice) -> dict[str, Any]:
         "aggregate": run.aggregate,
         "method": choice.method,
         "reason": choice.reason,
+        "curvature": run.curvature.report(),
         "forward_passes": choice.operations,
         "shards": {"total": run.total, "found": run.found},
         "seconds": run.seconds,
