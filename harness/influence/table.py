@@ -68,7 +68,7 @@ def scores(
         shard_size: examples per shard, rounded up to whole batches.
 
     `attrs` of the table: options, examples, queries, aggregate, method, reason, what the curvature
-    reports, cost in forward passes, shards (all of them, and how many were found), seconds per part.
+    reports, cost in forward passes, shards (all, and how many were found), seconds per part.
 
     Raises:
         ValueError: an empty pool or query set, layers that differ from the curvature's, or an

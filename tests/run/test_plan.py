@@ -7,7 +7,6 @@ import pytest
 from harness import config, plan, plugins
 from harness.explain import explain
 from harness.forecast import forecast
-from harness.influence.choice import operations
 from harness.record import append
 from harness.run import Run
 from harness.store import Store
@@ -218,5 +217,5 @@ def test_unknown_names_are_refused_with_what_exists(make, tmp_path):
 def test_the_forecast_tells_what_influence_costs(make, tmp_path):
     (note,) = (n for n in forecast(make(), Store(tmp_path))["notes"] if n.startswith("Influence"))
     assert "(influence/correct, influence/combined; curvature ekfac)" in note
-    assert f"{operations('forward', 2):.1f} for two" in note
+    assert "one forward and backward for ranks and scores together;" in note
     assert "Measured here" not in note
