@@ -64,9 +64,13 @@ class Bergson:
         self._fisher, self._reduction = fisher, reduction
         self._model = folder / "model"
         shutil.copytree(source, self._model)
-        config = self._model / "config.json"
-        settings = json.loads(config.read_text(encoding="utf-8"))
-        config.write_text(json.dumps(settings | {"max_position_embeddings": CONTEXT}))
+        for name, key in (
+            ("config.json", "max_position_embeddings"),
+            ("tokenizer_config.json", "model_max_length"),
+        ):
+            path = self._model / name
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            path.write_text(json.dumps(settings | {key: CONTEXT}), encoding="utf-8")
         self._longest = max(len(tokens) for tokens in (*pool.input_ids, *queries.input_ids))
         for name, examples in (("pool", pool), ("queries", queries)):
             _save(examples, folder / name)
