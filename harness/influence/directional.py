@@ -71,14 +71,14 @@ def directional_scores(
     directions: Mapping[str, Tensor],
     options: CurvatureOptions,
     *,
-    method: str = "forward",
+    method: str = "auto",
     progress: Progress | None = None,
 ) -> npt.NDArray[np.float64]:
     """-<grad L_d, u_j> for every example d and direction u_j, shape [n, k].
 
     `directions`: layer -> [k, out, in (+ 1)], for exactly the layers that `options` tracks; the
     loss L_d is that of `options.loss`. `method`: "forward", "central", "ghost" (see ghost.py), or
-    "auto": what choice.py finds the cheapest.
+    "auto": what choice.py finds the cheapest for this model and so many directions.
     """
     return scorer(model, pool, directions, options, method=method)(pool, progress)
 
@@ -89,7 +89,7 @@ def scorer(
     directions: Mapping[str, Tensor],
     options: CurvatureOptions,
     *,
-    method: str = "forward",
+    method: str = "auto",
 ) -> Scorer:
     """What scores parts of `pool`, as `directional_scores` does the whole.
 
@@ -143,12 +143,18 @@ def _hidden(model: nn.Module, head: nn.Linear, weights: Parameters, batch: Batch
     return capture.hidden
 
 
-def _plain_head(model: nn.Module, layers: tuple[Layer, ...], batch: Batch) -> nn.Linear | None:
-    """The head, where it is untracked and all there is behind the hidden states."""
+def _head(model: nn.Module, layers: tuple[Layer, ...]) -> nn.Linear | None:
+    """The head, where it is untracked: then all that is behind the hidden states may be known."""
     head = output_layer(model)
     if not isinstance(head, nn.Linear) or any(layer.module is head for layer in layers):
         return None
-    return None if _hidden(model, head, {}, batch) is None else head
+    return head
+
+
+def _plain_head(model: nn.Module, layers: tuple[Layer, ...], batch: Batch) -> nn.Linear | None:
+    """The head where it is that, found out by a pass without derivatives, which round otherwise."""
+    head = _head(model, layers)
+    return None if head is None or _hidden(model, head, {}, batch) is None else head
 
 
 def _losses(
@@ -176,37 +182,49 @@ def _forward(
 ) -> npt.NDArray[np.float64]:
     _load_forward_mode()
     weights, tangents = _parameters(layers, directions)
-    count = len(next(iter(tangents.values())))
-    scores = np.zeros((len(pool), count))
+    scores = np.zeros((len(pool), len(next(iter(tangents.values())))))
+    head, checked = None, False
     for batch in batches(pool, options.batch_size, device_of(model), progress, "scores"):
-        head = _plain_head(model, layers, batch)
-
-        def along(
-            direction: Parameters, batch: Batch = batch, head: nn.Linear | None = head
-        ) -> tuple[Tensor, Tensor]:
-            def value(point: Parameters) -> Tensor:
-                if head is None:
-                    return _losses(model, None, point, batch, options.loss)
-                with captured(head) as capture:
-                    functional_call(model, point, (), model_inputs(model, batch))
-                assert capture.hidden is not None
-                return capture.hidden
-
-            found: tuple[Tensor, Tensor] = jvp(value, (weights,), (direction,))
-            return found
-
-        # One direction needs no vmap; with several the undifferentiated pass is shared.
-        if count == 1:
-            values, slopes = along({name: tangent[0] for name, tangent in tangents.items()})
-            slopes = slopes[None]
-        else:
-            values, slopes = vmap(along, chunk_size=DIRECTIONS_AT_ONCE)(tangents)
-            values = values[0]
-        if head is not None:
-            at = head_gradient(head, values, batch, options.loss, None)
-            slopes = torch.einsum("kbtd,btd->kb", slopes, at)
+        if not checked:
+            head, checked = _plain_head(model, layers, batch), True
+        slopes = _slopes(model, head, weights, tangents, batch, options.loss)
         scores[batch.positions] = -slopes.T.double().cpu().numpy()
     return scores
+
+
+def _slopes(
+    model: nn.Module,
+    head: nn.Linear | None,
+    weights: Parameters,
+    tangents: Parameters,
+    batch: Batch,
+    reduction: str,
+) -> Tensor:
+    """Derivative of every example's loss along every direction, [k, b]."""
+
+    def value(point: Parameters) -> Tensor:
+        if head is None:
+            return _losses(model, None, point, batch, reduction)
+        with captured(head) as capture:
+            functional_call(model, point, (), model_inputs(model, batch))
+        assert capture.hidden is not None
+        return capture.hidden
+
+    def along(direction: Parameters) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = jvp(value, (weights,), (direction,))
+        return found
+
+    # One direction needs no vmap; with several the undifferentiated pass is shared.
+    if len(next(iter(tangents.values()))) == 1:
+        values, slopes = along({name: tangent[0] for name, tangent in tangents.items()})
+        slopes = slopes[None]
+    else:
+        values, slopes = vmap(along, chunk_size=DIRECTIONS_AT_ONCE)(tangents)
+        values = values[0]
+    if head is None:
+        return slopes
+    at = head_gradient(head, values, batch, reduction, None)
+    return torch.einsum("kbtd,btd->kb", slopes, at)
 
 
 def _load_forward_mode() -> None:
@@ -293,9 +311,7 @@ def _difference(
         for sign in (1.0, -1.0)
     )
     scores = np.zeros(len(pool))
-    head = output_layer(model)
-    if not isinstance(head, nn.Linear) or any(layer.module is head for layer in layers):
-        head = None
+    head = _head(model, layers)
     with fused_attention(model), frozen(model):
         for batch in batches(pool, options.batch_size, device_of(model), progress, "scores"):
             rise = _losses(model, head, ahead, batch, options.loss)

@@ -7,7 +7,7 @@ is all that a backward pass through the rest of the model needs:
     g_h = weight (softmax(z) - onehot(label)) W        z = W h (+ b)
 
 This holds where logits are a linear function of what enters the output layer. Models that scale or
-cap them are found out in every batch, at its first positions.
+cap them are found out by comparison, at the first positions of a batch.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ def test_gradients_and_scores_are_those_of_autograd(make, make_pool, exact, name
     scores = -(expected @ expected[:2].T).numpy()
     scale = np.abs(scores).max()
     along = {key: part[:2] for key, part in found.items()}
-    forward = influence.directional_scores(model, pool, along, options)
+    forward = influence.directional_scores(model, pool, along, options, method="forward")
     np.testing.assert_allclose(forward, scores, rtol=0, atol=1e-5 * scale)
     ghost = influence.ghost.products(model, pool, along, options)
     np.testing.assert_allclose(ghost, scores, rtol=0, atol=1e-5 * scale)
@@ -158,7 +158,7 @@ def test_single_precision_with_its_own_kernels(make, make_pool, exact, name):
         torch.testing.assert_close(part.double(), wanted, rtol=1e-3, atol=atol)
     along = {key: part[:1] for key, part in found.items()}
     scores = -(wanted @ wanted[:1].T).numpy()
-    forward = influence.directional_scores(model, pool, along, options)
+    forward = influence.directional_scores(model, pool, along, options, method="forward")
     np.testing.assert_allclose(forward, scores, rtol=0, atol=1e-4 * np.abs(scores).max())
     # These models bend too much for a step that rounding allows: it promises a correlation.
     central = influence.directional_scores(model, pool, along, options, method="central")
@@ -238,7 +238,7 @@ def test_padding_tokens_inside_an_example_count_for_a_tied_head(make_pool, exact
     options = dataclasses.replace(IDENTITY, head=True, layers="mlp")
     found = influence.example_gradients(model, pool, options)
     along = {name: part[:2] for name, part in found.items()}
-    forward = influence.directional_scores(model, pool, along, options)
+    forward = influence.directional_scores(model, pool, along, options, method="forward")
     np.testing.assert_allclose(forward, -(flat(found) @ flat(along).T).numpy(), rtol=1e-4)
     model.model.embed_tokens.padding_idx = None
     torch.testing.assert_close(flat(found), exact(model, pool, options), rtol=1e-4, atol=1e-7)

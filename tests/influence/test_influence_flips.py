@@ -48,8 +48,10 @@ def test_flipping_the_query_loss_flips_every_score(make_model, make_pool, kind):
     model, pool, queries = make_model(), make_pool(20), make_pool(3, 1, "q")
     curvature = fit(model, pool, dataclasses.replace(OPTIONS, kind=kind))
     gradients = query_gradients(model, queries, OPTIONS)
-    scores = directional_scores(model, pool, curvature.apply(gradients), OPTIONS)
-    other = directional_scores(model, pool, curvature.apply(flipped(gradients)), OPTIONS)
+    scores = directional_scores(model, pool, curvature.apply(gradients), OPTIONS, method="forward")
+    other = directional_scores(
+        model, pool, curvature.apply(flipped(gradients)), OPTIONS, method="forward"
+    )
     np.testing.assert_allclose(other, -scores, rtol=1e-5, atol=1e-6 * np.abs(scores).max())
     assert np.abs(scores).min() > 0
 
@@ -136,7 +138,7 @@ def test_bad_requests_are_explained(make_model, make_pool):
         directional_scores(model, pool, gradients, OPTIONS, method="backward")
     single = {name: gradient[0] for name, gradient in gradients.items()}
     with pytest.raises(ValueError, match=r"expected \[directions, out, in\]"):
-        directional_scores(model, pool, single, OPTIONS)
+        directional_scores(model, pool, single, OPTIONS, method="forward")
 
 
 def test_central_differences_are_refused_where_they_fail(make_model, make_pool, monkeypatch):

@@ -148,11 +148,11 @@ def test_all_ways_to_a_score_agree_with_autograd(make_lora, make_pool, rows, inj
     gradients = influence.query_gradients(model, queries, IDENTITY)
     scores = {
         "ghost": influence.per_query_scores(model, curvature, pool, queries),
-        "forward": influence.directional_scores(model, pool, gradients, IDENTITY),
+        "forward": influence.directional_scores(model, pool, gradients, IDENTITY, method="forward"),
         "central": influence.directional_scores(model, pool, gradients, IDENTITY, method="central"),
     }
     single = {name: direction[:1] for name, direction in gradients.items()}
-    one = influence.directional_scores(model, pool, single, IDENTITY)
+    one = influence.directional_scores(model, pool, single, IDENTITY, method="forward")
     assert all(module.training for module in model.modules())
     own = influence.example_gradients(model, pool, IDENTITY)
     losses, wanted = rows(model, pool, every), -rows(model, queries, every)
@@ -213,7 +213,7 @@ def test_fresh_adapters_teach_their_first_half_nothing(make_lora, make_pool):
     gradients = influence.example_gradients(model, pool, IDENTITY)
     for name, gradient in gradients.items():
         assert bool((gradient == 0).all()) == ("lora_A" in name)
-    scores = influence.directional_scores(model, pool, gradients, IDENTITY)
+    scores = influence.directional_scores(model, pool, gradients, IDENTITY, method="forward")
     np.testing.assert_allclose(scores, -(flat(gradients) @ flat(gradients).T).numpy(), **CLOSE)
     for kind in ("diagonal", "kfac", "ekfac"):
         curvature = influence.fit(model, pool, CurvatureOptions(kind=kind))
@@ -239,7 +239,7 @@ def test_adapters_in_single_precision_on_a_base_in_16_bits(make_model, make_pool
     assert float(alike.min()) > 0.99
     model = model.bfloat16()
     single = {name: gradient[:1] for name, gradient in gradients.items()}
-    found = influence.directional_scores(model, pool, single, IDENTITY)
+    found = influence.directional_scores(model, pool, single, IDENTITY, method="forward")
     np.testing.assert_allclose(
         found[:, 0], -(exact @ exact[0]).numpy(), rtol=0.1, atol=1e-2 * float(exact[0] @ exact[0])
     )
@@ -320,5 +320,5 @@ def test_the_head_counts_where_it_carries_an_adapter(make_lora, make_pool, rows)
     gradients = influence.example_gradients(model, pool, options)
     expected = rows(model, pool, every)
     torch.testing.assert_close(flat(gradients), expected, **CLOSE)
-    scores = influence.directional_scores(model, pool, gradients, options)
+    scores = influence.directional_scores(model, pool, gradients, options, method="forward")
     np.testing.assert_allclose(scores, -(expected @ expected.T).numpy(), rtol=1e-4, atol=1e-5)
