@@ -69,8 +69,10 @@ class Findings:
 
     @property
     def variants(self) -> tuple[Line, ...]:
-        """Lines of one method with another setting, in the order in which they were scored."""
-        return tuple(line for line in self.lines if ", " in line.method)
+        """Lines with another setting than the default, in the order of the study."""
+        order = list(self.facts["seconds"])
+        found = (line for line in self.lines if ", " in line.method)
+        return tuple(sorted(found, key=lambda line: order.index(line.method)))
 
 
 def measure(folder: Path) -> Findings:

@@ -40,7 +40,7 @@ def content(found: Findings) -> list[Table]:
     alpha = f"alpha = {found.protocol['alpha']:g}"
     made = [
         (f"Linear datamodeling score ({alpha})", _headings(), [*map(_lds, found.methods)]),
-        (f"Settings of {ANCHOR}, one changed at a time ({alpha})", _headings(), _settings(found)),
+        (f"One setting changed at a time ({alpha})", _headings(), _settings(found)),
         ("What was to be shown", ["Claim", "Difference or score", "Verdict"], _claims(found)),
     ]
     shares = found.protocol["removed"]
@@ -54,6 +54,7 @@ def content(found: Findings) -> list[Table]:
     rows = [
         [method, *(_text(found.auroc[method, name], 2) for name in found.classes)]
         for method in dict.fromkeys(method for method, _ in found.auroc)
+        if ", " not in method
     ]
     title = f"AUROC of finding planted errors against {found.correct} correct examples"
     return [*made, (title, ["Score", *names], rows)]
@@ -90,7 +91,9 @@ def notes(found: Findings) -> list[str]:
         'influence over the queries or by negated self-influence ("self"); 0.5 is chance. '
         "Interval: resamples of both groups.",
         "shuffled: the scores of ekfac, for every query in an order of chance. gradcos: dot "
-        "product over the length of the example's gradient. tracin: along the reference run.",
+        "product over the length of the example's gradient. tracin: along the reference run. "
+        "Damping: in units of each layer's mean eigenvalue; the default is 0.1. exact: the inverse "
+        "of the damped Fisher matrix itself, between layers too, two label draws per example.",
         wording.TESTBED_NOTE,
     ]
 
