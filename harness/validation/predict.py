@@ -20,6 +20,7 @@ from harness.selector import Progress
 from harness.signals import load_model, model_folder
 from harness.stage import Stage
 from harness.store import Store, file_digest
+from harness.validation.exact import exact_scores
 from harness.validation.protocol import Stages
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 SCORES = "scores.parquet"
 SELF = "self"
 """Column of self-influence, where a method has it."""
-TRACIN, COSINE, PEER = "tracin", "gradcos", "kronfluence"
+TRACIN, COSINE, PEER, EXACT = "tracin", "gradcos", "kronfluence", "exact"
 SELF_INFLUENCE = ("identity", "diagonal", "kfac", "ekfac")
 """Kinds that solve layer by layer, which is what self-influence needs."""
 
@@ -39,8 +40,10 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ekfac, eigenvectors of all": ("ekfac", {"basis_sample": None}),
     "ekfac, other labels": ("ekfac", {"seed": 1}),
     "ekfac, with the head": ("ekfac", {"head": True}),
+    "ekfac+cg, damping 100": ("ekfac+cg", {"damping": 100.0}),
+    **{f"exact, damping {d:g}": ("ekfac", {"damping": d}) for d in (0.1, 1.0, 10.0, 100.0, 1000.0)},
 }
-"""One setting changed at a time, to see what the scores depend on."""
+"""One setting changed at a time, to see what the scores depend on; "exact": see exact.py."""
 ENGINE = Path(harness.influence.__file__).parent
 
 Floats = npt.NDArray[np.float64]
@@ -64,7 +67,8 @@ def options_of(method: str) -> CurvatureOptions:
 def stage_of(method: str, stages: Stages) -> Stage:
     """The stage that scores the pool by `method`; a change of the engine's code makes a new one."""
     options = dataclasses.asdict(options_of(method))
-    route = method if method in (TRACIN, COSINE, PEER) else "curvature"
+    name = method.partition(",")[0]
+    route = name if name in (TRACIN, COSINE, PEER, EXACT) else "curvature"
     inputs: dict[str, Any] = {"route": route, "options": options}
     parents = {"model": stages.reference, "pool": stages.pool, "queryset": stages.queryset}
     if method == PEER:
@@ -77,6 +81,8 @@ def stage_of(method: str, stages: Stages) -> Stage:
             path.relative_to(ENGINE).as_posix(): file_digest(path)
             for path in sorted(ENGINE.rglob("*.py"))
         }
+    if route == EXACT:
+        inputs["code"]["exact.py"] = file_digest(Path(__file__).with_name("exact.py"))
     if method == TRACIN:
         parents |= {"trajectory": stages.trajectory, "base": stages.base}
     return Stage("prediction", f"influence by {method}", inputs, parents)
@@ -120,6 +126,8 @@ class Prediction:
 
             found = by_kronfluence(model, pool, queries, damping=options.damping)
             return found, None
+        if route == EXACT:
+            return exact_scores(model, pool, queries, options), None
         if route == TRACIN:
             return self._tracin(pool, queries, options), None
         curvature = fit(model, pool, options, progress=self.progress)

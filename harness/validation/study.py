@@ -20,9 +20,11 @@ from harness.record import provenance, write_atomic
 from harness.stage import Stage
 from harness.store import Store
 from harness.validation import brittle, lds, predict, retrain
+from harness.validation.predict import options_of
 from harness.validation.protocol import Protocol, Stages
 from harness.validation.work import complete
 
+SLOW = ("ekfac+cg",)
 RANDOM, SHUFFLED = "random", "shuffled"
 HEAD = "# The protocol of this study as it was run; written before the first retraining.\n"
 
@@ -68,9 +70,11 @@ class Study:
         for stage in self.stages.shared():
             self._complete([stage], stage.label)
         halves = self._halves()
-        self._complete([stage for *_, stage in halves], "retraining on halves")
         scored = {name: self._prediction(name) for name in self.methods}
-        self._complete(list(scored.values()), "scoring")
+        # The longest first: conjugate gradients take many passes, the rest fills the other cores.
+        order = [stage for name, stage in scored.items() if options_of(name).kind in SLOW]
+        order += [*(stage for *_, stage in halves), *scored.values()]
+        self._complete(order, "scoring and retraining on halves")
         influence, own = self._scores(scored)
         removals = list(self._removals(influence))
         self._complete([stage for *_, stage in removals], "retraining without the top examples")

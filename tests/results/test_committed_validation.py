@@ -1,0 +1,30 @@
+"""The validation study that is committed: its report is what its results give, its claims stand."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.validation.measure import measure
+from harness.validation.report import build
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted(path.parent for path in ROOT.glob("results/validation/facts.json"))
+
+
+@pytest.mark.parametrize("results", STUDIES, ids=lambda path: path.name)
+def test_the_report_is_what_the_results_give(results, tmp_path):
+    build(results, tmp_path)
+    for name in ("influence.md", "influence.csv", "influence.tex"):
+        committed = (ROOT / "reports" / results.name / name).read_text()
+        assert (tmp_path / name).read_text() == committed, name
+
+
+@pytest.mark.parametrize("results", STUDIES, ids=lambda path: path.name)
+def test_it_is_as_large_as_it_says_and_scores_every_curvature(results):
+    from harness.influence.options import CHOICES
+
+    found = measure(results)
+    assert found.protocol["halves"] >= 60
+    assert len(found.protocol["seeds"]) >= 3
+    scored = {line.method for line in found.methods}
+    assert {*CHOICES["kind"], "kronfluence", "shuffled"} <= scored
