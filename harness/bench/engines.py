@@ -77,7 +77,7 @@ class Ours(Engine):
     """`harness.influence` with its default options."""
 
     def start(self, pool: Pool, queries: Pool) -> None:
-        """Eager attention, so that forward-mode derivatives are possible."""
+        """Eager attention, which leaves the engine every choice."""
         self._model: Any = load_model(self._source, self._workload, "eager")
         self._pool, self._queries = pool, queries
         exact = {"basis_sample": None} if self._fisher == "empirical" else {}

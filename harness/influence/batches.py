@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from torch import Tensor, nn
 
 from harness.influence.head import drawn
 from harness.pool import IGNORED, Pool, collate
+
+PASS_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""Tokens, padding included, that go through the model at once, so that memory does not grow with
+the length of the examples; a longer example goes alone."""
 
 Progress = Callable[..., Iterable[Any]]
 """`progress(iterable, description, total)` hands the iterable through."""
@@ -46,6 +51,7 @@ def batches(
 ) -> Iterator[Batch]:
     """All examples, longest first, so that a batch pads little and memory peaks at the start.
 
+    A batch of more than `PASS_TOKENS` tokens comes in parts; `progress` counts it once.
     ValueError names an example that predicts no token: its loss is undefined.
     """
     for name, labels in zip(pool.ids, pool.labels, strict=True):
@@ -57,7 +63,7 @@ def batches(
     order = np.argsort([-len(tokens) for tokens in pool.input_ids], kind="stable")
     parts = [order[start : start + size] for start in range(0, len(order), size)]
     shown = parts if progress is None else progress(parts, description, len(parts))
-    for positions in shown:
+    for positions in chain.from_iterable(_bounded(part, pool, device) for part in shown):
         # Padding is masked and stands right of all real tokens, so that any valid id will do.
         tensors = collate(pool, [int(p) for p in positions], 0)
         yield Batch(
@@ -65,6 +71,17 @@ def batches(
             ids=tuple(pool.ids[int(p)] for p in positions),
             **{name: tensor.to(device) for name, tensor in tensors.items()},
         )
+
+
+def _bounded(
+    positions: npt.NDArray[np.int64], pool: Pool, device: torch.device
+) -> Iterator[npt.NDArray[np.int64]]:
+    """`positions`, longest first, in parts that hold few enough tokens."""
+    limit = PASS_TOKENS.get(device.type, PASS_TOKENS["cpu"])
+    while len(positions):
+        rows = max(1, limit // len(pool.input_ids[int(positions[0])]))
+        yield positions[:rows]
+        positions = positions[rows:]
 
 
 def device_of(model: nn.Module) -> torch.device:
