@@ -57,6 +57,7 @@ class CurvatureOptions:
     basis_sample: int | Literal["auto"] | None = "auto"
     memory_gib: float | None = None
     cg_steps: int = 10
+    cg_draws: int | None = 4
     cg_tolerance: float = 1e-2
     rank: int = 16
     measure_error: bool = False
@@ -85,6 +86,11 @@ class CurvatureOptions:
                 raise ValueError(
                     f"influence option {name} is {value!r}; expected at least 1, or None for all"
                 )
+        if self.cg_draws is not None and self.cg_draws < 1:
+            raise ValueError(
+                f"influence option cg_draws is {self.cg_draws!r}; expected at least 1, or None "
+                "for the expectation"
+            )
         if self.memory_gib is not None and not self.memory_gib > 0:
             raise ValueError(
                 f"influence option memory_gib is {self.memory_gib!r}; expected more than 0, or None"
