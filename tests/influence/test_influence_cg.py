@@ -73,15 +73,18 @@ def flat(gradients):
     return torch.cat([part.flatten(1) for part in gradients.values()], dim=1)
 
 
+def damping_of(curvature):
+    """The diagonal of D, [all weights]."""
+    parts = [
+        (0 * basis.eigenvalues + curvature.options.damping * basis.eigenvalues.mean()).flatten()
+        for basis in curvature.bases.values()
+    ]
+    return torch.cat(parts)
+
+
 def dense_solution(model, pool, curvature, gradients):
     """(B^T B + D)^-1 b by Woodbury's identity, exactly: [k, all weights]."""
-    rows = rows_of(model, pool, curvature.options)
-    damping = torch.cat(
-        [
-            (0 * basis.eigenvalues + curvature.options.damping * basis.eigenvalues.mean()).flatten()
-            for basis in curvature.bases.values()
-        ]
-    ).to(rows)
+    rows, damping = rows_of(model, pool, curvature.options), damping_of(curvature)
     right = flat(gradients) / damping
     inner = torch.eye(len(rows), dtype=rows.dtype) + (rows / damping) @ rows.T
     return right - torch.linalg.solve(inner, rows @ right.T).T @ rows / damping
@@ -247,6 +250,7 @@ def test_softmax_regression(make_softmax, make_pairs):
 
 @pytest.mark.parametrize("kind", ["true", "empirical"])
 def test_default_steps_come_closer_than_ekfac(make_model, make_pool, kind):
+    """In the norm of the system, which is what falls with every step."""
     model, pool, queries = make_model(dtype=torch.float64), make_pool(9), make_pool(2, 1, "q")
     options = dataclasses.replace(OPTIONS, fisher=kind, layers="attention")
     curvature = fit(model, pool, options)
@@ -254,7 +258,13 @@ def test_default_steps_come_closer_than_ekfac(make_model, make_pool, kind):
     expected = dense_solution(model, pool, curvature, gradients)
     plain = fit(model, pool, dataclasses.replace(options, kind="ekfac")).apply(gradients)
     refined = curvature.apply(gradients, model=model, pool=pool)
-    assert distance(flat(refined), expected) < distance(flat(plain), expected)
+    rows, damping = rows_of(model, pool, options), damping_of(curvature)
+
+    def error(found):
+        rest = flat(found) - expected
+        return (rest @ rows.T).square().sum(dim=1) + (rest.square() * damping).sum(dim=1)
+
+    assert (error(refined) < 0.8 * error(plain)).all()
 
 
 def test_the_preconditioner_saves_steps(make_model, make_pool):
@@ -262,13 +272,7 @@ def test_the_preconditioner_saves_steps(make_model, make_pool):
     options = dataclasses.replace(OPTIONS, damping=3.0, layers="attention")
     curvature = fit(model, pool, options)
     gradients = query_gradients(model, queries, options)
-    rows = rows_of(model, pool, options)
-    damping = torch.cat(
-        [
-            (0 * b.eigenvalues + 3.0 * b.eigenvalues.mean()).flatten()
-            for b in curvature.bases.values()
-        ]
-    )
+    rows, damping = rows_of(model, pool, options), damping_of(curvature)
 
     def product(directions, step):
         columns = flat(directions)
