@@ -208,6 +208,8 @@ def test_draws_share_one_forward_pass(make_model, make_pool, draws):
     fisher_products(model, pool, directions, options)
     handle.remove()
     assert len(runs) == 3  # batches of 4
+    with pytest.raises(ValueError, match="cg_draws is 0; expected at least 1, or None"):
+        dataclasses.replace(OPTIONS, cg_draws=0)
 
 
 @pytest.mark.parametrize("options", CASES[2:], ids=str)
