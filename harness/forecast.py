@@ -139,7 +139,8 @@ def _influence_notes(plan: Plan, store: Store) -> list[str]:
     note = (
         f"Influence ({', '.join(asking)}; curvature {', '.join(kinds)}): passes over the pool are "
         "at most two forward and backward to fit (none for identity; datainf one more to solve, "
-        "ekfac+cg one per step), and one forward and backward for ranks and scores together"
+        "ekfac+cg one forward and a few backward per step), and one forward and backward for ranks "
+        "and scores together"
         + "".join(
             f", {operations(method, 2):.1f} forward passes for scores by {NAMES[method]}"
             for method in apart

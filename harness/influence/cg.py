@@ -6,12 +6,29 @@
 EK-FAC keeps F's blocks on the diagonal, each in an approximate eigenbasis; a few steps of conjugate
 gradients mend what that leaves out. Stored are the tensors of EK-FAC. Solving takes one pass over
 the pool (or its sample) per step, for all right-hand sides together; each has its own step lengths
-and stops by itself. Steps that end before the tolerance is reached are the usual case, not an
-error: `report` says how far the residuals came. With damping of 0.1 the system is badly conditioned
-(10^3 to 10^4 on small models) and the residual may rise before it falls; what falls with every step
-is the error in the norm of the system. Where the Fisher matrix has far fewer directions than there
-are weights (the empirical one of a small pool) EK-FAC, which knows of no such gap, needs more steps
-than a multiple of the identity would.
+and stops by itself. Products with F take `options.cg_draws` draws of labels for each example, the
+same ones in every step, so that the system is one and symmetric.
+
+Three steps do not solve the system and are not meant to. With damping of 0.1 it is badly
+conditioned (10^3 to 10^4 on small models): residuals rise to several times the right-hand side, as
+`report` says, while the error in the norm of the system falls with every step. Yet scores foretell
+retraining worse after more steps: stopping early is a regulariser beside the damping.
+Measured on 500 examples of the testbed (64 queries; 64 halves retrained with 3 seeds; EK-FAC with
+damping 0.1 has an LDS of 0.383), lead over it after 1 to 8 steps, 4 draws:
+
+    damping   1       2       3       4       5       6       7       8
+    0.1     +0.000  +0.038  +0.043  +0.028  +0.019  +0.017  +0.009  -0.001
+    1       -0.008  +0.036  +0.048  +0.038  +0.026  +0.024  +0.015  +0.003
+    10      -0.039  +0.028  +0.046  +0.042  +0.038  +0.035  +0.031  +0.026
+    100     -0.086  -0.003  +0.030  +0.042  +0.043  +0.048  +0.050  +0.052
+
+The default's +0.043 has an interval of [+0.015, +0.074] over queries and [0.000, +0.078] over
+queries and halves. The first step is EK-FAC but for a factor. Three steps at damping 0.1 with 1, 2,
+4, 4 others and 8 draws: +0.029, +0.036, +0.043, +0.034 and +0.036. More draws do not keep the score
+from falling (8 draws: +0.002 after 6 steps); heavier damping does. A preconditioner with ten times
+the damping: +0.048; one of damping alone: +0.012, and no more than +0.027 in 8 steps. With the
+empirical Fisher matrix the score falls from step 2 on, by 0.288 until step 8. Steps and draws were
+chosen on these numbers.
 """
 
 from __future__ import annotations

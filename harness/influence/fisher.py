@@ -1,17 +1,19 @@
 """Products of the Fisher matrix with directions: one pass over the pool for any number of them.
 
-    true        F u = mean over n of  w_n^2 sum over t of  J_nt^T (diag(p_nt) - p_nt p_nt^T) J_nt u
+    exact       F u = mean over n of  w_n^2 sum over t of  J_nt^T (diag(p_nt) - p_nt p_nt^T) J_nt u
+    drawn       F u = mean over n and R draws r of  G_nr <G_nr, u>
     empirical   F u = mean over n of  G_n <G_n, u>
 
 J_nt: derivative of the logits at loss-carrying position t with respect to all tracked weights
-together; w_n = 1 / T_n for the mean over T_n tokens, 1 for the sum. This is the matrix whose
-per-layer entries ekfac's eigenvalues estimate (see kronecker.py): the expectation of G_n G_n^T over
-labels drawn from the model, here taken exactly, and between layers too. Nothing is sampled.
+together; w_n = 1 / T_n for the mean over T_n tokens, 1 for the sum. G_nr: gradient of the loss
+under the r-th draw of labels from the model; the first draw is the one that ekfac's eigenvalues are
+made of (see kronecker.py). Its expectation is the exact product. All of them reach between layers.
 
-True: forward mode takes a direction to the last hidden states, the head is known in closed form and
-runs on loss-carrying positions only, and one backward pass takes the result back to the weights.
-Per batch, two passes forward are shared by all directions; each costs its derivative and one pass
-backward. Empirical: one pass forward and backward, whatever the number of directions.
+Drawn (`options.cg_draws`) and empirical: per batch one pass forward, and one backward for each set
+of labels, whatever the number of directions. Exact (`cg_draws` None): forward mode takes a
+direction to the last hidden states, the head is known in closed form and runs on loss-carrying
+positions only, and one backward pass takes the result back to the weights. Per batch, two passes
+forward are shared by all directions; each costs its derivative and one pass backward.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vmap
 
-from harness.influence.batches import batches, device_of, model_inputs
+from harness.influence.batches import batches, device_of, draw_seed, model_inputs
 from harness.influence.directional import _load_forward_mode, _parameters
 from harness.influence.gemm import wide
-from harness.influence.gradients import FEW, Trace, pullback, traces
+from harness.influence.gradients import FEW, Trace, pullback, root_gradient
 from harness.influence.head import captured, hidden_curvature, softmax_curvature
 from harness.influence.layers import Gradients, check_attention, evaluating, match, tracked_layers
 
@@ -54,32 +56,50 @@ def fisher_products(
 ) -> Gradients:
     """F u_j for `directions`, layer -> [k, out, in (+ 1)]; the same shapes, single precision or up.
 
-    F is the Fisher matrix of `options.fisher` and `options.loss` over the whole `pool`, undamped.
+    F is the Fisher matrix of `options.fisher`, `options.cg_draws` and `options.loss` over the whole
+    `pool`, undamped.
     """
     layers = tracked_layers(model, options.layers, options.head)
     match(layers, directions)
     totals = {name: torch.zeros_like(u, dtype=wide(u.dtype)) for name, u in directions.items()}
-    product = _empirical if options.fisher == "empirical" else _expected
-    if options.fisher == "true":
+    exact = options.fisher == "true" and options.cg_draws is None
+    if exact:
         check_attention(model)
         _load_forward_mode()
+    product = _expected if exact else _sampled
     with evaluating(model), torch.no_grad():
         for batch in batches(pool, options.batch_size, device_of(model), progress, description):
-            product(model, layers, batch, directions, options.loss, totals)
+            product(model, layers, batch, directions, options, totals)
     return {name: total.div_(len(pool)) for name, total in totals.items()}
 
 
-def _empirical(
+def _sampled(
     model: nn.Module,
     layers: tuple[Layer, ...],
     batch: Batch,
     directions: Mapping[str, Tensor],
-    reduction: str,
+    options: CurvatureOptions,
     totals: Gradients,
 ) -> None:
-    found = traces(model, layers, batch, reduction)
+    """Sums of example gradients, weighted by their products with the directions."""
+    seeds: list[int | None] = [None]
+    if options.fisher == "true" and options.cg_draws is not None:
+        seeds = [draw_seed(options.seed, number) for number in range(options.cg_draws)]
+    found: dict[str, Trace] = {}
+    pull = pullback(model, layers, batch, found.__setitem__)
+    for number, seed in enumerate(seeds, 1):
+        pull(root_gradient(pull, batch, options.loss, seed), again=number < len(seeds))
+        _add_products(found, directions, 1 / len(seeds), totals)
+        found.clear()
+
+
+def _add_products(
+    found: Mapping[str, Trace], directions: Mapping[str, Tensor], weight: float, totals: Gradients
+) -> None:
+    """Add weight sum over n of  G_n <G_n, u_j>; the gradients exist in bounded blocks only."""
     along = sum(trace.along(directions[name]) for name, trace in found.items())
     assert isinstance(along, Tensor)
+    along = along * weight
     for name, trace in found.items():
         if along.shape[1] > FEW:
             for rows, block in trace.gradients():
@@ -101,7 +121,7 @@ def _expected(
     layers: tuple[Layer, ...],
     batch: Batch,
     directions: Mapping[str, Tensor],
-    reduction: str,
+    options: CurvatureOptions,
     totals: Gradients,
 ) -> None:
     column = 0
@@ -112,7 +132,7 @@ def _expected(
     pull = pullback(model, layers, batch, add)
     mask = batch.carrying
     counts = mask.sum(dim=1, keepdim=True).double()
-    by_example = counts.square().reciprocal() if reduction == "mean" else torch.ones_like(counts)
+    by_example = counts.square().reciprocal() if options.loss == "mean" else torch.ones_like(counts)
     weights = by_example.expand_as(mask)[mask]
     root = pull.root.detach()
     count = len(directions[layers[0].name])

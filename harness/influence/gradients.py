@@ -115,13 +115,7 @@ def stream(
     only. Where the output layer is not tracked it runs on loss-carrying positions alone.
     """
     pull = pullback(model, layers, batch, consume)
-    if pull.head is not None:
-        return pull(head_gradient(pull.head, pull.root, batch, reduction, draw))
-    labels = batch.labels if draw is None else sampled_labels(pull.root, batch, draw)
-    logits = pull.root.detach().requires_grad_(True)
-    with torch.enable_grad():
-        loss = example_losses(logits, labels, reduction).sum()
-    pull(*torch.autograd.grad(loss, [logits]))
+    pull(root_gradient(pull, batch, reduction, draw))
 
 
 @dataclass(frozen=True)
@@ -157,6 +151,17 @@ def pullback(
                 return Pullback(capture.hidden, head, tapped)
         with _Tapped(model, layers, batch, consume) as tapped:
             return Pullback(tapped.forward(), None, tapped)
+
+
+def root_gradient(pull: Pullback, batch: Batch, reduction: str, draw: int | None) -> Tensor:
+    """Gradient of the summed losses at the root; `draw` as in `stream`."""
+    if pull.head is not None:
+        return head_gradient(pull.head, pull.root, batch, reduction, draw)
+    labels = batch.labels if draw is None else sampled_labels(pull.root, batch, draw)
+    logits = pull.root.detach().requires_grad_(True)
+    with torch.enable_grad():
+        loss = example_losses(logits, labels, reduction).sum()
+    return torch.autograd.grad(loss, [logits])[0]
 
 
 def traces(

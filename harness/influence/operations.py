@@ -63,8 +63,10 @@ def solve_operations(
         return float(BOTH * solves * tokens)
     if options.kind != "ekfac+cg":
         return 0.0
-    if options.fisher == "empirical":
-        return float(BOTH * options.cg_steps * solves * tokens)
+    draws = 1 if options.fisher == "empirical" else options.cg_draws
+    if draws is not None:  # for any number of directions: one forward, a backward for each draw
+        passes = FORWARD + draws * (BOTH - FORWARD)
+        return float(options.cg_steps * solves * passes * tokens)
     shared, each = 2 * FORWARD * solves, DERIVATIVE * directions
     return float(options.cg_steps * (shared + each) * tokens)
 

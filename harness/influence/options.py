@@ -38,7 +38,10 @@ class CurvatureOptions:
     `memory_gib`: fits layers in groups, one after the other, so that factors and activations of a
     group stay below it (None: all at once); changes results by rounding only.
     `cg_steps`, `cg_tolerance`: of "ekfac+cg", at most so many steps, until the residual is so small
-    relative to the right-hand side. `rank`: of "projected", per side of a layer.
+    relative to the right-hand side; few steps are a regulariser (see cg.py). `cg_draws`: draws of
+    labels for each example in its products with the true Fisher matrix (None: the expectation over
+    labels, at the price of a pass for every right-hand side). `rank`: of "projected", per side of a
+    layer.
     `measure_error`: a fit on a sample also measures what the sample costs (see sampling.py), for
     about the price of a second fit.
     """
@@ -56,7 +59,8 @@ class CurvatureOptions:
     sample: int | None = None
     basis_sample: int | Literal["auto"] | None = "auto"
     memory_gib: float | None = None
-    cg_steps: int = 10
+    cg_steps: int = 3
+    cg_draws: int | None = 4
     cg_tolerance: float = 1e-2
     rank: int = 16
     measure_error: bool = False
@@ -85,6 +89,11 @@ class CurvatureOptions:
                 raise ValueError(
                     f"influence option {name} is {value!r}; expected at least 1, or None for all"
                 )
+        if self.cg_draws is not None and self.cg_draws < 1:
+            raise ValueError(
+                f"influence option cg_draws is {self.cg_draws!r}; expected at least 1, or None "
+                "for the expectation"
+            )
         if self.memory_gib is not None and not self.memory_gib > 0:
             raise ValueError(
                 f"influence option memory_gib is {self.memory_gib!r}; expected more than 0, or None"

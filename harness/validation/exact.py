@@ -45,6 +45,7 @@ def exact_scores(
     import torch
 
     from harness.influence import example_gradients, fit, query_gradients
+    from harness.influence.batches import draw_seed
 
     if not options.damping > 0:
         raise ValueError(f"damping is {options.damping!r}; expected more than 0")
@@ -59,7 +60,7 @@ def exact_scores(
         parts = [gradients[name].flatten(1) / value**0.5 for name, value in damping.items()]
         return torch.cat(parts, dim=1)
 
-    drawn = [_relabelled(model, pool, options.seed + 1000 + k) for k in range(draws)]
+    drawn = [_relabelled(model, pool, draw_seed(options.seed, k)) for k in range(draws)]
     sampled = torch.cat([scaled(example_gradients(model, part, options)) for part in drawn])
     own = scaled(example_gradients(model, pool, options))
     asked = scaled(query_gradients(model, queries, options))

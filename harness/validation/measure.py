@@ -20,8 +20,6 @@ from harness.validation.detect import auroc_interval
 ANCHOR, PEER, RANDOM, SHUFFLED = "ekfac", "kronfluence", "random", "shuffled"
 MET, OPEN, MISSED = "met", "not told apart", "missed"
 SEED = 41
-CHOSEN, TRIED = "ekfac+cg, damping 100", 36
-"""A setting that was chosen by trials on the first so many subsets, and is judged on the others."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +123,6 @@ def claims(
             gap = over(score[better] - score[worse], _rng(0))
             text = f"LDS of {better} {'above' if strict else 'at least'} that of {worse}"
             found.append(Claim(text, gap, verdict(gap, strict)))
-    if CHOSEN in score and len(outcome) > TRIED + 2:
-        fresh = {n: lds.spearman(predicted[n][TRIED:], outcome[TRIED:]) for n in (CHOSEN, ANCHOR)}
-        gap = over(fresh[CHOSEN] - fresh[ANCHOR], _rng(0))
-        text = f"LDS of {CHOSEN} above that of {ANCHOR}, on subsets that did not choose it"
-        found.append(Claim(text, gap, verdict(gap, True)))
     null = lines[SHUFFLED].score
     inside = null.low <= 0 <= null.high
     found.append(Claim("LDS of shuffled scores is 0", null, MET if inside else MISSED))

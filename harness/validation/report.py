@@ -10,7 +10,7 @@ from harness.figures.style import context, save
 from harness.record import write_atomic
 from harness.validation import figure
 from harness.validation.bootstrap import DRAWS, Interval
-from harness.validation.measure import ANCHOR, TRIED, Findings, Line, measure
+from harness.validation.measure import ANCHOR, Findings, Line, measure
 
 STEM = "influence"
 CSV_COLUMNS = ("table", "method", "case", "estimate", "low", "high", "low_crossed", "high_crossed")
@@ -83,8 +83,7 @@ def notes(found: Findings) -> list[str]:
         f"{_text(found.attainable)} (stepped up by the formula of Spearman and Brown, 1910; "
         "additive noise assumed).",
         'Claims are decided on the interval over queries: "above" is met when it lies above 0, '
-        '"at least" when the difference is not negative. Damping 100 of ekfac+cg was chosen by '
-        f"trials on the first {TRIED} subsets: its claim counts only the others.",
+        '"at least" when the difference is not negative.',
         f"Brittleness: for {p['removal_queries']} queries, the examples with the highest influence "
         f"on that query are removed and the model is retrained, {len(p['removal_seeds'])} seeds, "
         f"against {p['removal_random']} random removals of the same size with the same seeds.",

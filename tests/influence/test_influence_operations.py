@@ -53,13 +53,16 @@ def test_a_fit_passes_over_what_is_counted(make_model, make_pool, kind, sampled,
 
 
 def test_kinds_that_solve_with_passes_are_charged_for_them(make_pool):
-    """A step of conjugate gradients: two forward passes, 2 + 4 more for each direction."""
+    """A step of conjugate gradients: one forward pass and 4 more for each draw of labels, or, for
+    the expectation over labels, two forward passes and 2 + 4 more for each direction."""
     pool = make_pool(9)
     assert solve_operations(pool, OPTIONS, 5) == 0
-    cg = dataclasses.replace(OPTIONS, kind="ekfac+cg", cg_steps=3)
+    cg = dataclasses.replace(OPTIONS, kind="ekfac+cg", cg_steps=3, cg_draws=None)
     assert solve_operations(pool, cg, 5, 2) == 3 * (2 * 4 + 5 * 6) * tokens(pool)
     empirical = dataclasses.replace(cg, fisher="empirical")
     assert solve_operations(pool, empirical, 5, 2) == 3 * 2 * 6 * tokens(pool)
+    drawn = dataclasses.replace(cg, cg_draws=4)
+    assert solve_operations(pool, drawn, 5, 2) == 3 * 2 * (2 + 4 * 4) * tokens(pool)
     datainf = dataclasses.replace(OPTIONS, kind="datainf", sample=4)
     few = solve_operations(pool, datainf, 9, 2)
     assert few == solve_operations(pool, datainf, 1, 2) < 2 * 6 * tokens(pool)

@@ -140,18 +140,3 @@ def test_auroc_interval_is_that_of_explicit_resamples():
 )
 def test_verdicts(gap, strict, expected):
     assert verdict(gap, strict) == expected
-
-
-def test_a_chosen_setting_is_judged_on_subsets_that_did_not_choose_it():
-    from harness.validation.measure import CHOSEN, TRIED, Line, claims
-
-    rng = np.random.default_rng(7)
-    outcome = rng.normal(size=(TRIED + 20, 10))
-    chosen = outcome.copy()
-    chosen[TRIED:] *= -1  # right where it was chosen, wrong where it is judged
-    predicted = {"ekfac": outcome + rng.normal(size=outcome.shape), CHOSEN: chosen}
-    zero = Interval(0.0, -0.1, 0.1)
-    lines = {"shuffled": Line("shuffled", zero, zero, zero, zero, 0.0)}
-    found = claims(lines, predicted, outcome)
-    assert [claim.verdict for claim in found] == [MISSED, MET]
-    assert found[0].found.mean < -1.0
