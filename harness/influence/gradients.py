@@ -43,6 +43,8 @@ from harness.pool import Pool
 
 BLOCK_ELEMENTS = 1 << 21
 """Per-example gradient entries held at once (8 MiB in single precision)."""
+WORTH = 0.8
+"""Share of positions below which it pays to leave out those that carry no loss."""
 FEW = 3
 """Directions up to which their products with the inputs are cheaper than example gradients."""
 
@@ -51,12 +53,15 @@ FEW = 3
 class Trace:
     """What one layer saw in one batch: `inputs` [b, T, in (+ 1)], `deltas` [b, T, out].
 
+    `carrying` [b, T]: positions that carry loss. Behind the last attention no other has a gradient:
+    there T counts, and the tensors hold, as many positions as the example with most of them has.
     `embedded`: for a tied head, token ids [b, T] and the gradient [b, T, in] at each embedding.
     `source`: the first layer of the model that reads these inputs; those of one source share them.
     """
 
     inputs: Tensor
     deltas: Tensor
+    carrying: Tensor
     embedded: tuple[tuple[Tensor, Tensor], ...] = ()
     source: str = ""
 
@@ -214,6 +219,9 @@ class _Tapped:
         self._scales: dict[nn.Module, float] = {}
         self._hooks: list[Any] = []
         self._again = False
+        self._carrying = batch.carrying
+        self._kept = _front(self._carrying)
+        self._behind = False
         weight = layers[0].module.weight
         self._anchor = torch.zeros((), dtype=weight.dtype, device=weight.device, requires_grad=True)
 
@@ -237,6 +245,7 @@ class _Tapped:
     def backward(self, root: Tensor, gradient: Tensor, again: bool) -> None:
         """Every layer is consumed when this returns; `again`: and can be once more."""
         self._again = again
+        self._behind = self._kept is not None  # the last attention: found out layer by layer
         torch.autograd.grad(root, [self._anchor], gradient, retain_graph=again)
 
     def _record(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -271,11 +280,40 @@ class _Tapped:
         inputs, own = take(layer.module), self._deltas.pop(layer.module)
         source = self._sources[layer.module]
         with torch.no_grad():
-            if layer.module.bias is not None:
-                if source not in self._extended:
-                    self._extended = {source: layer.extend(inputs)}  # of the last source alone
-                inputs = self._extended[source]
-            self._consume(layer.name, Trace(inputs, own, tied, source))
+            if self._behind:
+                self._behind = not (tied or bool(own[~self._carrying].any()))
+            mask = self._carrying
+            if self._behind and self._kept is not None:
+                own, mask = _taken(own, self._kept), mask.gather(1, self._kept)
+            inputs = self._seen(layer, source, inputs)
+            self._consume(layer.name, Trace(inputs, own, mask, tied, source))
+
+    def _seen(self, layer: Layer, source: str, inputs: Tensor) -> Tensor:
+        """Inputs as a trace has them; the last source's are kept for its next reader."""
+        narrow = self._kept if self._behind else None
+        if narrow is None and layer.module.bias is None:
+            return inputs
+        key = f"{source}{' narrow' if narrow is not None else ''}"
+        if key not in self._extended:
+            chosen = inputs if narrow is None else _taken(inputs, narrow)
+            self._extended = {key: layer.extend(chosen)}
+        return self._extended[key]
+
+
+def _front(carrying: Tensor) -> Tensor | None:
+    """For every row of [b, T] the positions that carry loss, then others up to a common number.
+
+    None where that leaves out too little to pay.
+    """
+    count = int(carrying.sum(dim=1).max())
+    if count > WORTH * carrying.shape[1]:
+        return None
+    return carrying.int().argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
+def _taken(values: Tensor, positions: Tensor) -> Tensor:
+    """`values` [b, T, d] at `positions` [b, t]."""
+    return values.gather(1, positions.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
 def scale_of(module: nn.Embedding, tokens: Tensor, output: Tensor) -> float:

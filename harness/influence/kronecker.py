@@ -269,15 +269,14 @@ def factors(
         outputs[layer.name] = empty.new_zeros(out, out)
     positions = 0
     for batch in _batches(model, sample, options, progress, "covariances"):
-        mask = batch.carrying
-        positions += int(mask.sum())
+        positions += int(batch.carrying.sum())
 
-        def add(name: str, trace: Trace, mask: Tensor = mask) -> None:
+        def add(name: str, trace: Trace) -> None:
             readers[name] = trace.source
             if trace.source == name:
-                seen = trace.inputs[mask]
+                seen = trace.inputs[trace.carrying]
                 inputs[name].add_(outer(seen, seen))
-            deltas = trace.deltas[mask]
+            deltas = trace.deltas[trace.carrying]
             outputs[name].add_(outer(deltas, deltas))
 
         _stream(model, layers, batch, options, add)
@@ -349,10 +348,11 @@ def rotated(
     early_inputs, early_outputs = tokens <= 2 * out, tokens <= 2 * trace.inputs.shape[-1]
     right = trace.inputs
     if early_inputs:
-        if trace.source not in turned:
+        key = f"{trace.source} of {trace.inputs.shape[1]}"
+        if key not in turned:
             turned.clear()
-            turned[trace.source] = linear(trace.inputs, inputs.T)
-        right = turned[trace.source]
+            turned[key] = linear(trace.inputs, inputs.T)
+        right = turned[key]
     left = linear(trace.deltas, outputs.T) if early_outputs else trace.deltas
     step = max(1, BLOCK_ELEMENTS // (out * right.shape[-1]))
     for start in range(0, len(left), step):

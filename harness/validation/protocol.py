@@ -44,10 +44,10 @@ class Protocol:
     alpha: float = 0.5
     halves: int = 64
     seeds: tuple[int, ...] = (0, 1, 2)
-    removed: tuple[float, ...] = (0.05, 0.1)
-    removal_queries: int = 12
+    removed: tuple[float, ...] = (0.1,)
+    removal_queries: int = 10
     removal_methods: tuple[str, ...] = ("identity", "ekfac", "ekfac+cg")
-    removal_random: int = 12
+    removal_random: int = 10
     removal_seeds: tuple[int, ...] = (0, 1)
 
     def __post_init__(self) -> None:

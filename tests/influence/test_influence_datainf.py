@@ -119,7 +119,8 @@ def test_squared_lengths_either_way(tokens):
     deltas = torch.randn(3, tokens, 6, generator=generator, dtype=torch.float64)
     inputs = torch.randn(3, tokens, 5, generator=generator, dtype=torch.float64)
     expected = (deltas.mT @ inputs).square().sum(dim=(1, 2))
-    torch.testing.assert_close(squared_lengths(gradients.Trace(inputs, deltas)), expected)
+    trace = gradients.Trace(inputs, deltas, torch.ones(3, tokens, dtype=torch.bool))
+    torch.testing.assert_close(squared_lengths(trace), expected)
 
 
 def test_single_precision_ranks_as_double(make_lora, make_pool):

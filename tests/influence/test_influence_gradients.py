@@ -15,6 +15,7 @@ from harness.influence import (
     query_gradients,
 )
 from harness.influence.batches import batches
+from harness.influence.gradients import traces
 from harness.influence.layers import tracked_layers
 from harness.pool import IGNORED, Pool
 
@@ -163,3 +164,18 @@ def test_blocks_bound_memory_without_changing_anything(make_model, make_pool, mo
     monkeypatch.setattr("harness.influence.flips.QUERY_ELEMENTS", 30_000)
     found = per_query_scores(model, curvature, pool, queries)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_behind_the_last_attention_prompts_are_left_out(make_model, make_pool):
+    """What is left out has no gradient: autograd agrees in the tests above."""
+    model, pool = make_model(), make_pool(6)
+    (batch,) = batches(pool, 6, torch.device("cpu"))
+    found = traces(model, tracked_layers(model), batch, "mean")
+    longest = int(batch.carrying.sum(dim=1).max())
+    assert longest < batch.input_ids.shape[1]
+    for name, trace in found.items():
+        last = "layers.1.mlp" in name or name.endswith("layers.1.self_attn.o_proj")
+        if last or not name.endswith("q_proj"):
+            assert trace.deltas.shape[1] == (longest if last else batch.input_ids.shape[1]), name
+        assert trace.inputs.shape[1] == trace.deltas.shape[1] == trace.carrying.shape[1]
+        assert torch.equal(trace.carrying.sum(dim=1), batch.carrying.sum(dim=1))
