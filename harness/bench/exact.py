@@ -23,13 +23,15 @@ from harness.pool import IGNORED, Pool
 
 EXAMPLES = 256
 """Examples that are scored exactly, spread evenly over the pool."""
+LARGE, FEW = 10**8, 16
+"""From so many parameters on only so few: each takes a gradient in double precision."""
 
 Factors = Mapping[str, tuple[Tensor, Tensor, Tensor]]
 
 
-def positions(pool: int) -> npt.NDArray[np.int64]:
+def positions(pool: int, count: int = EXAMPLES) -> npt.NDArray[np.int64]:
     """Where in a pool of this size the exactly scored examples stand."""
-    return np.linspace(0, pool - 1, min(EXAMPLES, pool)).round().astype(np.int64)
+    return np.linspace(0, pool - 1, min(count, pool)).round().astype(np.int64)
 
 
 def scores(
@@ -46,7 +48,8 @@ def scores(
         }
         for engine, own in factors.items()
     }
-    chosen = positions(len(pool))
+    size = sum(parameter.numel() for parameter in model.parameters())
+    chosen = positions(len(pool), FEW if size >= LARGE else EXAMPLES)
     found = {engine: np.zeros(len(chosen)) for engine in factors}
     for row, position in enumerate(chosen):
         gradient = _gradient(model, pool, int(position), layers)
