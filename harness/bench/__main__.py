@@ -74,7 +74,9 @@ def parser() -> argparse.ArgumentParser:
         "--store", type=Path, default=Path(".cotsieve"), help="where models are kept between runs"
     )
     made.add_argument(
-        "--short", action="store_true", help="leave out agreement and memory at two pool sizes, which only testbed measures"
+        "--short",
+        action="store_true",
+        help="leave out agreement and memory at two pool sizes, which only testbed measures",
     )
     return made
 
