@@ -62,7 +62,7 @@ def content(found: Findings) -> list[Table]:
 
 def notes(found: Findings) -> list[str]:
     """What each number is, and what it rests on."""
-    p = found.protocol
+    p, chance = found.protocol, found.facts["chance"]
     recipe = p["recipe"]
     size = round(p["alpha"] * p["pool_size"])
     seeds = wording.plural(len(p["seeds"]), "seed")
@@ -90,7 +90,11 @@ def notes(found: Findings) -> list[str]:
         "AUROC: chance that a planted error has a lower score than a correct example, by the mean "
         'influence over the queries or by negated self-influence ("self"); 0.5 is chance. '
         "Interval: resamples of both groups.",
-        "shuffled: the scores of ekfac, for every query in an order of chance. gradcos: dot "
+        "shuffled: the scores of ekfac, for every query in an order of chance. One such order is a "
+        f"draw itself: {chance['shuffles']} others have LDS "
+        f"{wording.number(chance['mean'], 3, signed=True)} on average with a standard deviation of "
+        f"{wording.number(chance['sd'], 3)}, and {chance['farther']} of them lie farther from 0 "
+        "than the one in the table. gradcos: dot "
         "product over the length of the example's gradient. tracin: along the reference run. "
         "Damping: in units of each layer's mean eigenvalue; the default is 0.1. exact: the inverse "
         "of the damped Fisher matrix itself, between layers too, two label draws per example.",

@@ -26,6 +26,8 @@ from harness.validation.work import complete
 
 SLOW = ("ekfac+cg",)
 RANDOM, SHUFFLED = "random", "shuffled"
+SHUFFLES = 200
+"""Further shuffles, which say how far from 0 chance alone takes the score of one."""
 HEAD = "# The protocol of this study as it was run; written before the first retraining.\n"
 
 
@@ -161,9 +163,29 @@ class Study:
             for method, share, number, seed, stage in removals
         ]
         _parquet(folder / "removals.parquet", pd.concat(fallen).rename(columns={"half": "set"}))
-        write_atomic(
-            folder / "facts.json", (json.dumps(self._facts(scored), indent=1) + "\n").encode()
-        )
+        outcomes = pd.concat(truth).groupby(["half", "query"])["log_probability"].mean().unstack()
+        facts = self._facts(scored) | {"chance": self._chance(influence, outcomes[ids].to_numpy())}
+        write_atomic(folder / "facts.json", (json.dumps(facts, indent=1) + "\n").encode())
+
+    def _chance(
+        self, influence: Mapping[str, predict.Floats], outcomes: predict.Floats
+    ) -> dict[str, float]:
+        """Scores of shuffled influence: mean, standard deviation, how many lie farther from 0."""
+        rng = np.random.default_rng([self.protocol.pool_seed, 34])
+        members = self.protocol.members()
+        found = [
+            lds.spearman(
+                lds.predictions(members, predict.shuffled(influence, rng)), outcomes
+            ).mean()
+            for _ in range(SHUFFLES)
+        ]
+        own = lds.spearman(lds.predictions(members, influence[SHUFFLED]), outcomes).mean()
+        return {
+            "shuffles": SHUFFLES,
+            "mean": float(np.mean(found)),
+            "sd": float(np.std(found, ddof=1)),
+            "farther": int((np.abs(found) > abs(own)).sum()),
+        }
 
     def _outcome(
         self, number: int, seed: int, stage: Stage, queries: int | None = None

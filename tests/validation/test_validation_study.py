@@ -131,7 +131,11 @@ def written(tmp_path):
     ]
     columns = ["method", "share", "set", "seed", "query", "log_probability"]
     pd.DataFrame(fallen, columns=columns).to_parquet(folder / "removals.parquet")
-    facts = {"correct_classes": ["clean-hard"], "seconds": dict.fromkeys(methods, 1.5)}
+    facts = {
+        "correct_classes": ["clean-hard"],
+        "seconds": dict.fromkeys(methods, 1.5),
+        "chance": {"shuffles": 9, "mean": 0.0, "sd": 0.1, "farther": 3},
+    }
     (folder / "facts.json").write_text(json.dumps(facts))
     return folder
 
