@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from harness.influence.head import drawn
 from harness.pool import IGNORED, Pool, collate
 
-PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
+PASS_TOKENS = {"cpu": 8192, "cuda": 16384}
 """Tokens, padding included, that go through the model at once, so that memory does not grow with
 the length of the examples; a longer example goes alone."""
 

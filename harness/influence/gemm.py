@@ -1,15 +1,17 @@
 """Matrix products by the quicker of the two libraries that torch carries on a CPU.
 
 torch multiplies single-precision matrices with MKL, which keeps AVX-512 to Intel's own processors;
-oneDNN, in the same wheel, uses it wherever it is. Measured on an AMD EPYC with AVX-512, one core,
-1920 x 96 times 96 x 192 and 5000 x 128 times 128 x 640: MKL 105-114 GFLOP/s, oneDNN 242-264. On
-other machines, devices and precisions everything here is torch's own product.
+oneDNN, in the same wheel, uses it wherever it is. Where a processor's AVX-512 units are as wide as
+its registers that doubles the rate (measured on one core of an AMD EPYC: 105-114 against 242-264
+GFLOP/s), where they are not it gains 5-15% (on another: 81-100 against 93-107) and is not worth
+oneDNN's memory, some 150 MB of compiled kernels. So one product is timed, once per process.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,15 @@ SMALL = 1 << 20
 """Multiplications below which the call costs oneDNN more than the product."""
 LARGE = 1 << 23
 """The same for one of many products, which torch would do in one call."""
+TRIALS = 9
+FASTER = 1.4
+"""How many times as fast oneDNN has to be. What processors do lies far from it on either side, so
+that the choice, and with it the last bit of a result, is the same in every process."""
 
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether this is a processor with AVX-512 that MKL does not use it on."""
+    """Whether this is a processor with AVX-512 that MKL leaves half idle."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
@@ -34,7 +40,30 @@ def onednn_is_faster() -> bool:
         about = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
-    return "GenuineIntel" not in about and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if "GenuineIntel" in about or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return _seconds(nn.functional.linear) > FASTER * _seconds(_onednn)
+
+
+def _seconds(product: Callable[[Tensor, Tensor], Tensor]) -> float:
+    """Of one product of the usual size, on one thread of the processor, the best of several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        inputs, weight = torch.ones(1024, 256), torch.ones(256, 256)
+        best = float("inf")
+        for _ in range(TRIALS):
+            start = time.perf_counter()
+            product(inputs, weight)
+            best = min(best, time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return best
+
+
+def _onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+    return product
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -45,8 +74,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`inputs` [..., in] times the transpose of `weight` [out, in]; not differentiable."""
     if inputs.numel() * len(weight) >= SMALL and _suits(inputs, weight):
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
-        return product
+        return _onednn(inputs, weight, bias)
     return nn.functional.linear(inputs, weight, bias)
 
 
