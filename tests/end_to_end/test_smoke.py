@@ -146,7 +146,7 @@ def test_explain_shows_the_chain_of_a_cell(smoke):
 @pytest.mark.timeout(1800)
 def test_killed_and_interrupted_runs_end_like_an_undisturbed_one(smoke, tmp_path):
     place = Place(tmp_path)
-    for wanted, blow in ((12, signal.SIGKILL), (70, signal.SIGINT)):
+    for wanted, blow in ((12, signal.SIGKILL), (50, signal.SIGINT)):
         process = place.start("run", "smoke")
         deadline = time.monotonic() + 300
         while place.made() < wanted and process.poll() is None and time.monotonic() < deadline:
