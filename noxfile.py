@@ -130,7 +130,7 @@ def lint(session: nox.Session) -> None:
 
 # Measured side by side with the influence engine. Without their own dependencies: those would bring
 # other builds of torch and torchvision, and what else is needed is named here.
-PEERS = ("kronfluence==1.0.1", "bergson==2.5.1")
+PEERS = (KRONFLUENCE[0], "bergson==2.5.1")
 PEERS_NEED = (
     *("einops>=0.8", "einconv>=0.1", "opt-einsum>=3.3"),
     *("natsort", "petname", "simple-parsing", "jaxtyping>=0.3.3", "ml_dtypes"),
