@@ -191,8 +191,8 @@ def _fitted(
 ) -> tuple[Curvature, Path | None]:
     """The curvature, and the folder that it was found in, where it was not fitted now."""
     from harness.influence import Curvature, fit
-    from harness.influence.shards import write_atomic
     from harness.influence.table import weights_digest
+    from harness.record import write_atomic
 
     if request.use_curvature is not None:
         return Curvature.load(request.use_curvature), request.use_curvature

@@ -153,6 +153,11 @@ class Pool:
         )
 
 
+def tokens_of(pool: Pool) -> int:
+    """Tokens of a pool, prompts included."""
+    return sum(len(ids) for ids in pool.input_ids)
+
+
 def collate(pool: Pool, positions: Sequence[int], pad_id: int) -> dict[str, torch.Tensor]:
     """Right-padded batch: `input_ids`, `attention_mask` and `labels`, each int64 [b, T]."""
     import torch

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from harness.pool import Pool
+from harness.pool import Pool, tokens_of
 from harness.queries import Queries
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class Context:
 
     def count(self, pool: Pool, operations: float) -> None:
         """Note a pass over `pool` of so many operations per parameter and token, as a cost."""
-        self.operations += operations * sum(len(ids) for ids in pool.input_ids)
+        self.operations += operations * tokens_of(pool)
 
 
 @dataclass(frozen=True)

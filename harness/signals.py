@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.pool import Pool
+from harness.pool import Pool, tokens_of
 from harness.queries import Answers, Queries
 from harness.selector import FORWARD, Context, Influence, Progress, Selector
 from harness.stage import EXTERNAL, Stage
@@ -35,11 +35,6 @@ PER_QUERY = "queries.safetensors"
 """infl(v, d) of the queries behind the ranks."""
 COMPLETIONS = ("whose", "completion", "decodes")
 """Options of influence that say what f_v is made of."""
-
-
-def tokens_of(pool: Pool) -> int:
-    """Tokens of a pool, prompts included."""
-    return sum(len(ids) for ids in pool.input_ids)
 
 
 def weights_in(folder: Path) -> int | None:

@@ -39,7 +39,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from harness.influence.curvature import fitted_on
 from harness.influence.fisher import fisher_products
 from harness.influence.gemm import wide
 from harness.influence.kronecker import EKFAC
@@ -103,17 +102,7 @@ class EKFACCG(EKFAC):
         pool: Pool | None,
         progress: Progress | None,
     ) -> Gradients:
-        if model is None or pool is None:
-            raise ValueError(
-                "curvature 'ekfac+cg' solves with passes over the data; expected the model and "
-                "the pool that it was fitted on"
-            )
-        sample = fitted_on(pool, self.options)
-        if len(sample) != self.examples:
-            raise ValueError(
-                f"the curvature was fitted on {self.examples} examples, this pool gives "
-                f"{len(sample)}; expected the pool that it was fitted on"
-            )
+        model, sample = self._refitted_on(model, pool)
         damping = {
             name: self.options.damping * basis.eigenvalues.mean()
             for name, basis in self.bases.items()

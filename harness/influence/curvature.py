@@ -108,6 +108,22 @@ class Curvature(abc.ABC):
     ) -> Gradients:
         return {name: self.solve(name, gradient) for name, gradient in gradients.items()}
 
+    def _refitted_on(self, model: nn.Module | None, pool: Pool | None) -> tuple[nn.Module, Pool]:
+        """The model and the examples of the fit, for kinds that solve with passes over them."""
+        kind = self.options.kind
+        if model is None or pool is None:
+            raise ValueError(
+                f"curvature {kind!r} solves with a pass over the data; expected the model and the "
+                "pool that it was fitted on, apply(gradients, model=..., pool=...)"
+            )
+        sample = fitted_on(pool, self.options)
+        if len(sample) != self.examples:
+            raise ValueError(
+                f"the pool gives {len(sample)} examples; expected the {self.examples} that "
+                f"curvature {kind!r} was fitted on"
+            )
+        return model, sample
+
     def report(self) -> dict[str, Any]:
         """What a reader of scores should know about fit and solves so far; fit for JSON."""
         error = self.error

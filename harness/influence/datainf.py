@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 
 from harness.influence.batches import batches, device_of
-from harness.influence.curvature import Curvature, fitted_on
+from harness.influence.curvature import Curvature
 from harness.influence.gemm import linear, outer
 from harness.influence.gradients import FEW, stream
 from harness.influence.kronecker import groups
@@ -99,17 +99,7 @@ class DataInf(Curvature):
         pool: Pool | None,
         progress: Progress | None,
     ) -> Gradients:
-        if model is None or pool is None:
-            raise ValueError(
-                "datainf solves with a pass over the data; expected the model and the pool that it "
-                "was fitted on, apply(gradients, model=..., pool=...)"
-            )
-        sample = fitted_on(pool, self.options)
-        if len(sample) != self.examples:
-            raise ValueError(
-                f"the pool gives {len(sample)} examples; expected the {self.examples} that datainf "
-                "was fitted on"
-            )
+        model, sample = self._refitted_on(model, pool)
         damping = {name: self.damping_of(name) for name in gradients}
         along = {
             name: part.detach().reshape(-1, *self.shapes[name]) for name, part in gradients.items()

@@ -28,6 +28,7 @@ an example's loss with respect to the layer's output:
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -97,6 +98,7 @@ class Kronecker(Curvature):
         return cls(options, shapes, len(pool), bases)
 
     @classmethod
+    @abc.abstractmethod
     def _fit(
         cls,
         model: nn.Module,
@@ -105,7 +107,7 @@ class Kronecker(Curvature):
         options: CurvatureOptions,
         progress: Progress | None,
     ) -> dict[str, Basis]:
-        raise NotImplementedError
+        """The bases of some layers."""
 
     def solve(self, name: str, gradient: Tensor) -> Tensor:
         """Rotate, divide by the damped eigenvalues, rotate back."""

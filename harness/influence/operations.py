@@ -15,7 +15,7 @@ from harness.influence.curvature import drawn, fitted_on
 from harness.influence.kronecker import basis_examples, groups
 from harness.influence.layers import tracked_layers
 from harness.influence.options import CurvatureOptions
-from harness.pool import Pool
+from harness.pool import Pool, tokens_of
 from harness.selector import BOTH, FORWARD
 
 if TYPE_CHECKING:
@@ -27,11 +27,6 @@ WHOLE = ("diagonal", "ekfac", "ekfac+cg", "datainf", "projected")
 """Kinds that take one pass over everything they are fitted on."""
 DERIVATIVE = 6
 """A product with the Fisher matrix, per direction: a derivative along, and a backward pass."""
-
-
-def tokens_of(pool: Pool) -> int:
-    """Tokens of a pool, prompts included."""
-    return sum(len(ids) for ids in pool.input_ids)
 
 
 def fit_operations(model: nn.Module, pool: Pool, options: CurvatureOptions) -> float:

@@ -24,6 +24,8 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from harness.record import write_atomic
+
 KEY = "key.json"
 LOCK = "lock"
 PART = re.compile(r"\d+-\d+\.npy(\.tmp)?")
@@ -98,13 +100,6 @@ def kept(folder: Path, key: Mapping[str, Any]) -> Iterator[Shards]:
         yield Shards(folder, key)
     finally:
         lock.release()
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name, then rename it."""
-    work = path.with_name(f"{path.name}.tmp")
-    work.write_bytes(content)
-    os.replace(work, path)
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -345,9 +345,14 @@ def test_stored_scored_and_refused(make_model, make_pool, tmp_path):
     assert report["steps"] == 2
     assert report["solves"] == 3 + 1 + 1 + 3  # the mean and three for the ranks
     assert json.loads(json.dumps(report)) == report
-    with pytest.raises(ValueError, match="passes over the data; expected the model and the pool"):
+    with pytest.raises(
+        ValueError,
+        match="'ekfac.cg' solves with a pass over the data; expected the model and the pool",
+    ):
         curvature.apply(gradients)
-    with pytest.raises(ValueError, match="fitted on 20 examples, this pool gives 7"):
+    with pytest.raises(
+        ValueError, match="pool gives 7 examples; expected the 20 that curvature 'ekfac.cg' was"
+    ):
         curvature.apply(gradients, model=model, pool=pool.take(range(7)))
     with pytest.raises(ValueError, match="couples the layers"):
         influence.self_influence(model, curvature, pool)
