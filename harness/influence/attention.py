@@ -39,6 +39,13 @@ def fused_attention(model: nn.Module) -> Iterator[None]:
         config._attn_implementation = "eager"
 
 
+def alike(model: nn.Module, twin: nn.Module) -> None:
+    """Lets `twin`, a copy of `model` with the same weights, do without a probe of its own."""
+    with fused_attention(model):
+        if model in _agrees:
+            _agrees[twin] = _agrees[model]
+
+
 def _fits(model: nn.Module, config: Any) -> bool:
     # In double precision the plain kernel still takes its softmax in single: they differ. In 16
     # bits rounding would hide from the probe what it looks for.

@@ -19,6 +19,8 @@ from harness.pool import IGNORED, Pool, collate
 PASS_TOKENS = {"cpu": 8192, "cuda": 16384}
 """Tokens, padding included, that go through the model at once, so that memory does not grow with
 the length of the examples; a longer example goes alone."""
+PART_TOKENS = 2048
+"""The same for each part of a batch: what a thread frees, it keeps for itself."""
 
 Progress = Callable[..., Iterable[Any]]
 """`progress(iterable, description, total)` hands the iterable through."""
@@ -48,10 +50,12 @@ def batches(
     device: torch.device,
     progress: Progress | None = None,
     description: str = "",
+    parts: int = 1,
 ) -> Iterator[Batch]:
     """All examples, longest first, so that a batch pads little and memory peaks at the start.
 
-    A batch of more than `PASS_TOKENS` tokens comes in parts; `progress` counts it once.
+    A batch of more than `PASS_TOKENS` tokens comes in several; `progress` counts it once. `parts`:
+    each comes cut into so many, or one by one where it has fewer examples.
     ValueError names an example that predicts no token: its loss is undefined.
     """
     for name, labels in zip(pool.ids, pool.labels, strict=True):
@@ -61,9 +65,9 @@ def batches(
                 "expected a response of at least one token"
             )
     order = np.argsort([-len(tokens) for tokens in pool.input_ids], kind="stable")
-    parts = [order[start : start + size] for start in range(0, len(order), size)]
-    shown = parts if progress is None else progress(parts, description, len(parts))
-    for positions in chain.from_iterable(_bounded(part, pool, device) for part in shown):
+    every = [order[start : start + size] for start in range(0, len(order), size)]
+    shown = every if progress is None else progress(every, description, len(every))
+    for positions in chain.from_iterable(_bounded(some, pool, device, parts) for some in shown):
         # Padding is masked and stands right of all real tokens, so that any valid id will do.
         tensors = collate(pool, [int(p) for p in positions], 0)
         yield Batch(
@@ -74,12 +78,13 @@ def batches(
 
 
 def _bounded(
-    positions: npt.NDArray[np.int64], pool: Pool, device: torch.device
+    positions: npt.NDArray[np.int64], pool: Pool, device: torch.device, parts: int
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """`positions`, longest first, in parts that hold few enough tokens."""
-    limit = PASS_TOKENS.get(device.type, PASS_TOKENS["cpu"])
+    """`positions`, longest first, in at least so many parts that hold few enough tokens."""
+    limit = PASS_TOKENS.get(device.type, PASS_TOKENS["cpu"]) if parts == 1 else PART_TOKENS
+    most = -(-len(positions) // parts)
     while len(positions):
-        rows = max(1, limit // len(pool.input_ids[int(positions[0])]))
+        rows = min(most, max(1, limit // len(pool.input_ids[int(positions[0])])))
         yield positions[:rows]
         positions = positions[rows:]
 

@@ -26,17 +26,17 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 
 from harness.influence.batches import batches, device_of
+from harness.influence.covariance import groups
 from harness.influence.curvature import Curvature
 from harness.influence.gemm import linear, outer
-from harness.influence.gradients import FEW, stream
-from harness.influence.kronecker import groups
+from harness.influence.gradients import stream
 from harness.influence.layers import evaluating, tracked_layers
+from harness.influence.trace import FEW, Consumer, Trace
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.influence.batches import Progress
-    from harness.influence.gradients import Consumer, Trace
     from harness.influence.layers import Gradients, Layer
     from harness.influence.options import CurvatureOptions
     from harness.pool import Pool

@@ -26,12 +26,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vmap
 
-from harness.influence.batches import batches, device_of, draw_seed, model_inputs
+from harness.influence.batches import draw_seed, model_inputs
 from harness.influence.directional import _load_forward_mode, _parameters
 from harness.influence.gemm import wide
-from harness.influence.gradients import FEW, Trace, pullback, root_gradient
+from harness.influence.gradients import pullback, root_gradient
 from harness.influence.head import captured, hidden_curvature, softmax_curvature
-from harness.influence.layers import Gradients, check_attention, evaluating, match, tracked_layers
+from harness.influence.lanes import Lane, Sums, spread
+from harness.influence.layers import Gradients, check_attention, match, tracked_layers
+from harness.influence.trace import FEW, Trace
 
 if TYPE_CHECKING:
     from harness.influence.batches import Batch, Progress
@@ -61,21 +63,26 @@ def fisher_products(
     """
     layers = tracked_layers(model, options.layers, options.head)
     match(layers, directions)
-    totals = {name: torch.zeros_like(u, dtype=wide(u.dtype)) for name, u in directions.items()}
     exact = options.fisher == "true" and options.cg_draws is None
     if exact:
         check_attention(model)
         _load_forward_mode()
     product = _expected if exact else _sampled
-    with evaluating(model), torch.no_grad():
-        for batch in batches(pool, options.batch_size, device_of(model), progress, description):
-            product(model, layers, batch, directions, options, totals)
-    return {name: total.div_(len(pool)) for name, total in totals.items()}
+    sums = Sums(
+        lambda: {name: torch.zeros_like(u, dtype=wide(u.dtype)) for name, u in directions.items()}
+    )
+
+    def work(lane: Lane, batch: Batch) -> None:
+        with torch.no_grad():
+            product(lane, batch, directions, options, sums.of(lane.number))
+
+    # Forward mode knows one derivative at a time in the whole process.
+    spread(model, layers, pool, options, work, progress, description, alone=exact)
+    return {name: total.div_(len(pool)) for name, total in sums.total().items()}
 
 
 def _sampled(
-    model: nn.Module,
-    layers: tuple[Layer, ...],
+    lane: Lane,
     batch: Batch,
     directions: Mapping[str, Tensor],
     options: CurvatureOptions,
@@ -86,7 +93,7 @@ def _sampled(
     if options.fisher == "true" and options.cg_draws is not None:
         seeds = [draw_seed(options.seed, number) for number in range(options.cg_draws)]
     found: dict[str, Trace] = {}
-    pull = pullback(model, layers, batch, found.__setitem__)
+    pull = pullback(lane.model, lane.layers, batch, found.__setitem__)
     for number, seed in enumerate(seeds, 1):
         pull(root_gradient(pull, batch, options.loss, seed), again=number < len(seeds))
         _add_products(found, directions, 1 / len(seeds), totals)
@@ -117,8 +124,7 @@ def _scaled(trace: Trace, weights: Tensor) -> Trace:
 
 
 def _expected(
-    model: nn.Module,
-    layers: tuple[Layer, ...],
+    lane: Lane,
     batch: Batch,
     directions: Mapping[str, Tensor],
     options: CurvatureOptions,
@@ -129,16 +135,16 @@ def _expected(
     def add(name: str, trace: Trace) -> None:
         totals[name][column] += trace.total()
 
-    pull = pullback(model, layers, batch, add)
+    pull = pullback(lane.model, lane.layers, batch, add)
     mask = batch.carrying
     counts = mask.sum(dim=1, keepdim=True).double()
     by_example = counts.square().reciprocal() if options.loss == "mean" else torch.ones_like(counts)
     weights = by_example.expand_as(mask)[mask]
     root = pull.root.detach()
-    count = len(directions[layers[0].name])
+    count = len(directions[lane.layers[0].name])
     for start in range(0, count, COLUMNS):
         chosen = {name: u[start : start + COLUMNS] for name, u in directions.items()}
-        moved = _pushed(model, layers, batch, pull.head, chosen)[:, mask]
+        moved = _pushed(lane.model, lane.layers, batch, pull.head, chosen)[:, mask]
         if pull.head is None:
             p = root[mask].to(wide(root.dtype)).softmax(dim=1)
             parts = [softmax_curvature(p, tangent.to(p.dtype), weights) for tangent in moved]

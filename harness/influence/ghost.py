@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from harness.influence.batches import Batch, Progress, batches, device_of
-from harness.influence.gradients import Trace, stream
-from harness.influence.layers import evaluating, match, tracked_layers
+from harness.influence.batches import Batch, Progress
+from harness.influence.gradients import stream
+from harness.influence.lanes import Lane, spread
+from harness.influence.layers import match, tracked_layers
 from harness.influence.options import CurvatureOptions
+from harness.influence.trace import Trace
 from harness.pool import Pool
 
 
@@ -30,13 +32,12 @@ def products(
     layers = tracked_layers(model, options.layers, options.head)
     match(layers, directions)
     scores = np.zeros((len(pool), len(directions[layers[0].name])))
-    with evaluating(model):
-        for batch in batches(
-            pool, options.batch_size, device_of(model), progress, "influence per query"
-        ):
 
-            def take(name: str, trace: Trace, batch: Batch = batch) -> None:
-                scores[batch.positions] -= trace.along(directions[name]).double().cpu().numpy()
+    def work(lane: Lane, batch: Batch) -> None:
+        def take(name: str, trace: Trace) -> None:
+            scores[batch.positions] -= trace.along(directions[name]).double().cpu().numpy()
 
-            stream(model, layers, batch, options.loss, take)
+        stream(lane.model, lane.layers, batch, options.loss, take)
+
+    spread(model, layers, pool, options, work, progress, "influence per query")
     return scores

@@ -16,7 +16,7 @@ Nothing is left on the model: no `.grad`, no hooks, no change of weights or mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -28,79 +28,21 @@ from harness.influence.attention import fused_attention
 from harness.influence.batches import (
     Batch,
     Progress,
-    batches,
-    device_of,
     example_losses,
     model_inputs,
     sampled_labels,
     uniforms,
 )
-from harness.influence.gemm import frozen, linear, outer, products, wide
+from harness.influence.gemm import frozen, wide
 from harness.influence.head import captured, hidden_gradients, is_plain
-from harness.influence.layers import Gradients, Layer, evaluating, output_layer, tracked_layers
+from harness.influence.lanes import Lane, Sums, spread
+from harness.influence.layers import Gradients, Layer, output_layer, tracked_layers
 from harness.influence.options import CurvatureOptions
+from harness.influence.trace import Consumer, Trace
 from harness.pool import Pool
 
-BLOCK_ELEMENTS = 1 << 21
-"""Per-example gradient entries held at once (8 MiB in single precision)."""
 WORTH = 0.8
 """Share of positions below which it pays to leave out those that carry no loss."""
-FEW = 3
-"""Directions up to which their products with the inputs are cheaper than example gradients."""
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What one layer saw in one batch: `inputs` [b, T, in (+ 1)], `deltas` [b, T, out].
-
-    `carrying` [b, T]: positions that carry loss. Behind the last attention no other has a gradient:
-    there T counts, and the tensors hold, as many positions as the example with most of them has.
-    `embedded`: for a tied head, token ids [b, T] and the gradient [b, T, in] at each embedding.
-    `source`: the first layer of the model that reads these inputs; those of one source share them.
-    """
-
-    inputs: Tensor
-    deltas: Tensor
-    carrying: Tensor
-    embedded: tuple[tuple[Tensor, Tensor], ...] = ()
-    source: str = ""
-
-    def along(self, directions: Tensor) -> Tensor:
-        """<G_n, u_j> of every example, [b, k], for `directions` [k, out, in (+ 1)].
-
-        A few directions act on the inputs, which spares the example gradients; many meet them.
-        """
-        directions = directions.to(self.inputs.dtype)
-        if len(directions) > FEW or self.embedded:
-            columns = directions.flatten(1)
-            parts = [linear(block.flatten(1), columns) for _, block in self.gradients()]
-            return torch.cat(parts)
-        deltas = self.deltas.flatten(1)
-        found = [torch.linalg.vecdot(linear(self.inputs, u).flatten(1), deltas) for u in directions]
-        return torch.stack(found, dim=1)
-
-    def gradients(self) -> Iterator[tuple[slice, Tensor]]:
-        """Per-example gradients in bounded blocks: rows of the batch, [rows, out, in (+ 1)]."""
-        out, width = self.deltas.shape[-1], self.inputs.shape[-1]
-        step = max(1, BLOCK_ELEMENTS // (out * width))
-        for start in range(0, len(self.inputs), step):
-            rows = slice(start, start + step)
-            block = products(self.deltas[rows], self.inputs[rows])
-            for tokens, deltas in self.embedded:
-                index = tokens[rows].unsqueeze(-1).expand_as(deltas[rows])
-                block[..., : deltas.shape[-1]].scatter_add_(1, index, deltas[rows])
-            yield rows, block
-
-    def total(self) -> Tensor:
-        """Gradient summed over the batch, [out, in (+ 1)], without per-example matrices."""
-        total = outer(self.deltas, self.inputs)
-        for tokens, deltas in self.embedded:
-            total[:, : deltas.shape[-1]].index_add_(0, tokens.flatten(), deltas.flatten(0, 1))
-        return total
-
-
-Consumer = Callable[[str, Trace], None]
-"""`consume(layer name, trace)`."""
 
 
 def stream(
@@ -354,16 +296,15 @@ def example_gradients(
         layer.name: layer.module.weight.new_zeros(len(pool), *layer.shape).detach()
         for layer in layers
     }
-    with evaluating(model):
-        for batch in batches(
-            pool, options.batch_size, device_of(model), progress, "example gradients"
-        ):
 
-            def keep(name: str, trace: Trace, batch: Batch = batch) -> None:
-                for rows, block in trace.gradients():
-                    found[name][torch.from_numpy(batch.positions[rows])] = block
+    def work(lane: Lane, batch: Batch) -> None:
+        def keep(name: str, trace: Trace) -> None:
+            for rows, block in trace.gradients():
+                found[name][torch.from_numpy(batch.positions[rows])] = block
 
-            stream(model, layers, batch, options.loss, keep)
+        stream(lane.model, lane.layers, batch, options.loss, keep)
+
+    spread(model, layers, pool, options, work, progress, "example gradients")
     return found
 
 
@@ -393,19 +334,20 @@ def query_gradients(
         raise ValueError(f"aggregate is {aggregate!r}; expected 'mean', 'sum' or None")
     layers = tracked_layers(model, options.layers, options.head)
     weight = -1.0 / len(queries) if aggregate == "mean" else -1.0
-    total = {
-        layer.name: layer.module.weight.detach().new_zeros(
-            layer.shape, dtype=wide(layer.module.weight.dtype)
-        )
-        for layer in layers
-    }
-    with evaluating(model):
-        for batch in batches(
-            queries, options.batch_size, device_of(model), progress, "query gradients"
-        ):
 
-            def add(name: str, trace: Trace) -> None:
-                total[name] += weight * trace.total()
+    def zeros() -> Gradients:
+        weights = {layer: layer.module.weight.detach() for layer in layers}
+        return {x.name: w.new_zeros(x.shape, dtype=wide(w.dtype)) for x, w in weights.items()}
 
-            stream(model, layers, batch, "mean", add)
-    return total
+    sums = Sums(zeros)
+
+    def work(lane: Lane, batch: Batch) -> None:
+        total = sums.of(lane.number)
+
+        def add(name: str, trace: Trace) -> None:
+            total[name] += weight * trace.total()
+
+        stream(lane.model, lane.layers, batch, "mean", add)
+
+    spread(model, layers, queries, options, work, progress, "query gradients")
+    return sums.total()

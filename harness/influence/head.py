@@ -78,14 +78,12 @@ def hidden_gradients(
     """
     found = torch.empty_like(hidden)
     for rows, logits in _logits(head, hidden):
-        p = logits.sub_(logits.amax(dim=1, keepdim=True)).exp_()
-        total = p.sum(dim=1, keepdim=True)
+        # In place where it may be: one reading and one writing of the largest thing there is.
+        p = torch.softmax(logits, 1, out=logits if logits.device.type == "cpu" else None)
         label = labels[rows] if uniform is None else drawn(p, uniform[rows])
-        weight = weights[rows, None].to(p.dtype)
-        p.mul_(weight / total)
-        p.scatter_add_(1, label[:, None], -weight)
+        p.scatter_add_(1, label[:, None], p.new_full((len(p), 1), -1.0))
         found[rows] = linear(p.to(hidden.dtype), head.weight.detach().T)
-    return found
+    return found.mul_(weights[:, None].to(found.dtype))
 
 
 def hidden_curvature(head: nn.Linear, hidden: Tensor, tangents: Tensor, weights: Tensor) -> Tensor:
@@ -120,13 +118,14 @@ def token_losses(head: nn.Linear, hidden: Tensor, labels: Tensor) -> Tensor:
 
 
 def _logits(head: nn.Linear, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of logits, in single precision or better."""
+    """Blocks of logits, in single precision or better, each in the memory of the one before."""
     weight = head.weight.detach()
     bias = None if head.bias is None else head.bias.detach()
-    step = max(1, LOGITS // len(weight))
+    step = max(1, min(len(hidden), LOGITS // len(weight)))
+    space = hidden.new_empty(step, len(weight))
     for start in range(0, len(hidden), step):
         rows = slice(start, start + step)
-        logits = linear(hidden[rows], weight, bias)
+        logits = linear(hidden[rows], weight, bias, out=space[: len(hidden[rows])])
         yield rows, logits.float() if logits.dtype in HALF else logits
 
 

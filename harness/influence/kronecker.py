@@ -22,26 +22,35 @@ an example's loss with respect to the layer's output:
   lighter weight for the longer. For the sum over tokens it is that matrix exactly.
 - Sums are in double precision; what is kept and solved with is in single or up. A and S take one
   pass of forward and backward over `options.basis_sample` examples: eigenvectors need far fewer
-  than eigenvalues. ekfac's Lambda takes one pass over the whole pool, with the same labels.
+  than eigenvalues. ekfac's Lambda takes one pass over the whole pool, with the same labels; a
+  small sample is seen once for both (see covariance.py).
 - `options.memory_gib` fits groups of layers one after the other, each with passes of its own.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
-import numpy as np
 import torch
 
-from harness.influence.batches import batches, device_of
-from harness.influence.curvature import Curvature, drawn
-from harness.influence.gemm import linear, outer, products, wide
-from harness.influence.gradients import BLOCK_ELEMENTS, stream
-from harness.influence.layers import evaluating, tracked_layers
-from harness.influence.options import FEWEST, POSITIONS_PER_DIMENSION, CurvatureOptions
+from harness.influence.covariance import (
+    Kept,
+    Layers,
+    basis_sample,
+    factors,
+    groups,
+    is_kept,
+    stream_labelled,
+)
+from harness.influence.curvature import Curvature
+from harness.influence.gemm import linear, products, wide
+from harness.influence.lanes import Lane, Sums, spread
+from harness.influence.layers import tracked_layers
+from harness.influence.options import CurvatureOptions
+from harness.influence.trace import BLOCK_ELEMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,11 +58,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.influence.batches import Batch, Progress
-    from harness.influence.gradients import Consumer, Trace
-    from harness.influence.layers import Layer
+    from harness.influence.trace import Consumer, Trace
     from harness.pool import Pool
-
-Layers = tuple["Layer", ...]
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,9 @@ class EKFAC(Kronecker):
         options: CurvatureOptions,
         progress: Progress | None,
     ) -> dict[str, Basis]:
-        found = factors(model, layers, pool, options, progress=progress)
+        sample = basis_sample(layers, pool, options)
+        kept: Kept | None = {} if is_kept(layers, sample, options) else None
+        found = factors(model, layers, sample, options, kept=kept, progress=progress)
         rotations: dict[str, tuple[Tensor, Tensor] | None] = {}
         shared: dict[int, Tensor] = {}  # layers that read one input share its eigenvectors
         for layer in layers:
@@ -185,7 +193,7 @@ class EKFAC(Kronecker):
                 shared[id(factor.inputs)] = vectors.to(layer.module.weight.dtype)
             outputs = torch.linalg.eigh(factor.outputs)[1].to(layer.module.weight.dtype)
             rotations[layer.name] = (shared[id(factor.inputs)], outputs)
-        values = _corrected(model, layers, pool, options, rotations, progress)
+        values = _corrected(model, layers, pool, options, rotations, progress, sample, kept)
         bases: dict[str, Basis] = {}
         for name, rotation in rotations.items():
             inputs, outputs = rotation or (None, None)
@@ -209,7 +217,8 @@ class KFAC(Kronecker):
         progress: Progress | None,
     ) -> dict[str, Basis]:
         bases = {}
-        for name, factor in factors(model, layers, pool, options, progress=progress).items():
+        sample = basis_sample(layers, pool, options)
+        for name, factor in factors(model, layers, sample, options, progress=progress).items():
             alpha, inputs = torch.linalg.eigh(factor.inputs)
             sigma, outputs = torch.linalg.eigh(factor.outputs)
             values = factor.length * sigma.clamp(min=0)[:, None] * alpha.clamp(min=0)
@@ -237,75 +246,6 @@ class Diagonal(Kronecker):
         return {name: Basis(None, None, value) for name, value in values.items()}
 
 
-@dataclass(frozen=True)
-class Factors:
-    """A [in (+ 1), in (+ 1)] and S [out, out] of a layer, in double precision.
-
-    `length`: mean number of loss-carrying positions per example; `dtype`: of what is kept. Layers
-    that read the same input share one A.
-    """
-
-    inputs: Tensor
-    outputs: Tensor
-    length: float
-    dtype: torch.dtype
-
-
-def factors(
-    model: nn.Module,
-    layers: Layers,
-    pool: Pool,
-    options: CurvatureOptions,
-    *,
-    progress: Progress | None = None,
-) -> dict[str, Factors]:
-    """Covariances of every layer's inputs and output gradients over `options.basis_sample`."""
-    sample = drawn(pool, basis_examples(layers, pool, options), options.seed + 1)
-    inputs: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
-    readers: dict[str, str] = {}  # layer -> the first layer that reads the same input
-    for layer in layers:
-        out, width = layer.shape
-        empty = layer.module.weight.detach().new_zeros((), dtype=torch.float64)
-        inputs[layer.name] = empty.new_zeros(width, width)
-        outputs[layer.name] = empty.new_zeros(out, out)
-    positions = 0
-    for batch in _batches(model, sample, options, progress, "covariances"):
-        positions += int(batch.carrying.sum())
-
-        def add(name: str, trace: Trace) -> None:
-            readers[name] = trace.source
-            if trace.source == name:
-                seen = trace.inputs[trace.carrying]
-                inputs[name].add_(outer(seen, seen))
-            deltas = trace.deltas[trace.carrying]
-            outputs[name].add_(outer(deltas, deltas))
-
-        _stream(model, layers, batch, options, add)
-    for name in set(readers.values()):
-        inputs[name].div_(positions)
-    return {
-        layer.name: Factors(
-            inputs[readers[layer.name]],
-            outputs[layer.name] / positions,
-            positions / len(sample),
-            wide(layer.module.weight.dtype),
-        )
-        for layer in layers
-    }
-
-
-def basis_examples(layers: Layers, pool: Pool, options: CurvatureOptions) -> int:
-    """How many examples of `pool` the eigenvectors of `layers` are taken from."""
-    if options.basis_sample is None:
-        return len(pool)
-    if options.basis_sample != "auto":
-        return min(options.basis_sample, len(pool))
-    widest = max(max(layer.shape) for layer in layers)
-    needed = POSITIONS_PER_DIMENSION * widest / float(pool.response_lengths.mean())
-    return min(len(pool), max(FEWEST, int(np.ceil(needed))))
-
-
 def _corrected(
     model: nn.Module,
     layers: Layers,
@@ -313,22 +253,51 @@ def _corrected(
     options: CurvatureOptions,
     rotations: Mapping[str, tuple[Tensor, Tensor] | None],
     progress: Progress | None,
+    sample: Pool | None = None,
+    kept: Kept | None = None,
 ) -> dict[str, Tensor]:
-    """Lambda [out, in (+ 1)] of every layer: mean square of the rotated example gradients."""
-    sums = {
-        layer.name: layer.module.weight.detach().new_zeros(layer.shape, dtype=torch.float64)
-        for layer in layers
-    }
-    for batch in _batches(model, pool, options, progress, "eigenvalues"):
-        turned: dict[str, Tensor] = {}
+    """Lambda [out, in (+ 1)] of every layer: mean square of the rotated example gradients.
 
-        def add(name: str, trace: Trace, turned: dict[str, Tensor] = turned) -> None:
-            for block in rotated(trace, rotations[name], turned):
-                sums[name].add_(block.square_().sum(dim=0, dtype=wide(block.dtype)))
+    `kept`: traces of all examples of `sample`, which then need no second pass.
+    """
 
-        _stream(model, layers, batch, options, add)
+    def zeros() -> dict[str, Tensor]:
+        like = {layer.name: layer.module.weight.detach() for layer in layers}
+        return {
+            layer.name: like[layer.name].new_zeros(layer.shape, dtype=torch.float64)
+            for layer in layers
+        }
+
+    sums = Sums(zeros)
+
+    def work(lane: Lane, batch: Batch) -> None:
+        stream_labelled(lane, batch, options, _adder(sums.of(lane.number), rotations))
+
+    rest = pool
+    if sample is not None and kept is not None:
+        done = set(sample.ids)
+        rest = pool.take([i for i, name in enumerate(pool.ids) if name not in done])
+        for number in sorted(kept):
+            for traces in kept.pop(number):
+                add = _adder(sums.of(0), rotations)
+                for name, trace in traces.items():
+                    add(name, trace)
+    spread(model, layers, rest, options, work, progress, "eigenvalues")
     dtype = {layer.name: wide(layer.module.weight.dtype) for layer in layers}
-    return {name: (total / len(pool)).to(dtype[name]) for name, total in sums.items()}
+    return {name: (total / len(pool)).to(dtype[name]) for name, total in sums.total().items()}
+
+
+def _adder(
+    total: Mapping[str, Tensor], rotations: Mapping[str, tuple[Tensor, Tensor] | None]
+) -> Consumer:
+    """Adds squares of the rotated gradients of one batch, layer by layer, to `total`."""
+    turned: dict[str, Tensor] = {}
+
+    def add(name: str, trace: Trace) -> None:
+        for block in rotated(trace, rotations[name], turned):
+            total[name].add_(block.square_().sum(dim=0, dtype=wide(block.dtype)))
+
+    return add
 
 
 def rotated(
@@ -362,50 +331,3 @@ def rotated(
         if not early_inputs:
             block = linear(block, inputs.T)
         yield block if early_outputs else outputs.T @ block
-
-
-def groups(
-    layers: Layers, pool: Pool, options: CurvatureOptions, own: Callable[[Layer], int] | None = None
-) -> Sequence[Layers]:
-    """Layers in order, cut so that each group's factors and activations fit `memory_gib`.
-
-    Counted per layer: what one batch of the longest examples leaves behind, and the bytes of `own`,
-    by default sums in double precision and eigenvectors. A layer too large for the limit has a
-    group to itself.
-    """
-    if options.memory_gib is None:
-        return [layers]
-    lengths = sorted((len(tokens) for tokens in pool.input_ids), reverse=True)
-    tokens = lengths[0] * min(options.batch_size, len(lengths))
-    found: list[list[Layer]] = [[]]
-    held = 0.0
-    for layer in layers:
-        out, width = layer.shape
-        size = layer.module.weight.element_size()
-        factors = (8 + size) * (out * out + width * width + out * width)
-        need = (own(layer) if own else factors) + 2 * size * tokens * (out + width)
-        if found[-1] and held + need > options.memory_gib * 2**30:
-            found.append([])
-            held = 0.0
-        found[-1].append(layer)
-        held += need
-    return [tuple(group) for group in found]
-
-
-def _batches(
-    model: nn.Module,
-    pool: Pool,
-    options: CurvatureOptions,
-    progress: Progress | None,
-    description: str,
-) -> Iterator[Batch]:
-    with evaluating(model):
-        yield from batches(pool, options.batch_size, device_of(model), progress, description)
-
-
-def _stream(
-    model: nn.Module, layers: Layers, batch: Batch, options: CurvatureOptions, consume: Consumer
-) -> None:
-    """One forward and backward pass with the labels that `options.fisher` asks for."""
-    draw = options.seed if options.fisher == "true" else None
-    stream(model, layers, batch, options.loss, consume, draw=draw)

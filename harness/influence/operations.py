@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.influence.completions import Completions
-from harness.influence.curvature import drawn, fitted_on
-from harness.influence.kronecker import basis_examples, groups
+from harness.influence.covariance import basis_sample, groups, is_kept
+from harness.influence.curvature import fitted_on
 from harness.influence.layers import tracked_layers
 from harness.influence.options import CurvatureOptions
 from harness.pool import Pool, tokens_of
@@ -30,7 +30,10 @@ DERIVATIVE = 6
 
 
 def fit_operations(model: nn.Module, pool: Pool, options: CurvatureOptions) -> float:
-    """Of fitting: a pass for the eigenvectors, on their sample, and one for the eigenvalues."""
+    """Of fitting: a pass for the eigenvectors, on their sample, and one for the eigenvalues.
+
+    A small sample shares the second pass.
+    """
     sample = fitted_on(pool, options)
     if options.kind not in (*BASES, *WHOLE):
         return 0.0
@@ -38,8 +41,9 @@ def fit_operations(model: nn.Module, pool: Pool, options: CurvatureOptions) -> f
     total = 0
     for group in groups(layers, sample, options):
         if options.kind in BASES:
-            count = basis_examples(group, sample, options)
-            total += tokens_of(drawn(sample, count, options.seed + 1))
+            basis = basis_sample(group, sample, options)
+            if options.kind == "kfac" or not is_kept(group, basis, options):
+                total += tokens_of(basis)
         if options.kind in WHOLE:
             total += tokens_of(sample)
     return float(BOTH * total)

@@ -21,19 +21,19 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 
 from harness.influence.batches import batches, device_of, seeded
+from harness.influence.covariance import groups
 from harness.influence.curvature import Curvature
 from harness.influence.gemm import linear, outer, wide
 from harness.influence.gradients import stream
-from harness.influence.kronecker import groups
 from harness.influence.layers import evaluating, tracked_layers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.influence.batches import Progress
-    from harness.influence.gradients import Trace
     from harness.influence.layers import Layer
     from harness.influence.options import CurvatureOptions
+    from harness.influence.trace import Trace
     from harness.pool import Pool
 
 

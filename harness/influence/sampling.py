@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from harness.influence.covariance import basis_examples
 from harness.influence.curvature import Curvature, drawn, fit, fitted_on
 from harness.influence.ghost import products
 from harness.influence.gradients import query_gradients
-from harness.influence.kronecker import basis_examples
 from harness.influence.layers import tracked_layers
 from harness.influence.options import SamplingError
 

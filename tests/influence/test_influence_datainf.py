@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from harness import influence
-from harness.influence import Curvature, CurvatureOptions, batches, gradients
+from harness.influence import Curvature, CurvatureOptions, batches, trace
 from harness.influence.datainf import DataInf, squared_lengths
 from harness.influence.gradients import traces
 from harness.influence.layers import tracked_layers
@@ -80,7 +80,7 @@ def test_one_matrix_blocks_groups_and_batches_give_the_same(make_lora, make_pool
     first = {name: part[0] for name, part in wanted.items()}
     before = {name: part.clone() for name, part in wanted.items()}
     single = curvature.apply(first, model=model, pool=pool)
-    monkeypatch.setattr(gradients, "BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr(trace, "BLOCK_ELEMENTS", 1)
     other = CurvatureOptions(**{**vars(OPTIONS), "batch_size": 9, "memory_gib": 1e-6})
     cut = influence.fit(model, pool, other).apply(wanted, model=model, pool=pool)
     for name, part in expected.items():
@@ -119,8 +119,8 @@ def test_squared_lengths_either_way(tokens):
     deltas = torch.randn(3, tokens, 6, generator=generator, dtype=torch.float64)
     inputs = torch.randn(3, tokens, 5, generator=generator, dtype=torch.float64)
     expected = (deltas.mT @ inputs).square().sum(dim=(1, 2))
-    trace = gradients.Trace(inputs, deltas, torch.ones(3, tokens, dtype=torch.bool))
-    torch.testing.assert_close(squared_lengths(trace), expected)
+    seen = trace.Trace(inputs, deltas, torch.ones(3, tokens, dtype=torch.bool))
+    torch.testing.assert_close(squared_lengths(seen), expected)
 
 
 def test_single_precision_ranks_as_double(make_lora, make_pool):

@@ -160,7 +160,7 @@ def test_blocks_bound_memory_without_changing_anything(make_model, make_pool, mo
     model, pool, queries = make_model(), make_pool(7), make_pool(5, 1, "q")
     curvature = fit(model, pool, CurvatureOptions(batch_size=4))
     expected = per_query_scores(model, curvature, pool, queries)
-    monkeypatch.setattr("harness.influence.gradients.BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr("harness.influence.trace.BLOCK_ELEMENTS", 1)
     monkeypatch.setattr("harness.influence.flips.QUERY_ELEMENTS", 30_000)
     found = per_query_scores(model, curvature, pool, queries)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)

@@ -14,7 +14,7 @@ from harness.influence import (
     query_gradients,
 )
 from harness.influence.batches import Batch, batches, sampled_labels
-from harness.influence.kronecker import factors
+from harness.influence.covariance import factors
 from harness.influence.layers import tracked_layers
 from harness.pool import IGNORED, Pool
 

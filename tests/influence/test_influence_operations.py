@@ -27,11 +27,21 @@ def passes(model, pool, options):
 
 
 @pytest.mark.parametrize(
-    ("kind", "sampled", "whole"),
-    [("identity", 0, 0), ("diagonal", 0, 1), ("kfac", 1, 0), ("ekfac", 1, 1)],
+    ("kind", "kept", "sampled", "whole"),
+    [
+        ("identity", True, 0, 0),
+        ("diagonal", True, 0, 1),
+        ("kfac", True, 1, 0),
+        ("ekfac", True, 0, 1),
+        ("ekfac", False, 1, 1),
+    ],
 )
-def test_a_fit_passes_over_what_is_counted(make_model, make_pool, kind, sampled, whole):
+def test_a_fit_passes_over_what_is_counted(
+    make_model, make_pool, monkeypatch, kind, kept, sampled, whole
+):
     """A pool of equal examples: batches tell how many tokens were seen."""
+    if not kept:
+        monkeypatch.setattr("harness.influence.covariance.KEPT_BYTES", 0)
     model = make_model()
     one = make_pool(1)
     pool = dataclasses.replace(

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import spearmanr
 
 from harness.influence import CurvatureOptions, directional_scores, fit, query_gradients
-from harness.influence.kronecker import factors
+from harness.influence.covariance import factors
 from harness.influence.layers import tracked_layers
 
 OPTIONS = CurvatureOptions(fisher="empirical", basis_sample=None)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from harness import influence
-from harness.influence import Checkpoint, CurvatureOptions, Moments, gradients
+from harness.influence import Checkpoint, CurvatureOptions, Moments, trace
 from harness.influence.layers import tracked_layers
 from harness.pool import IGNORED
 
@@ -122,7 +122,7 @@ def test_tracin_is_the_weighted_sum_of_dot_products(run, checkpoints, make_pool,
 def test_less_is_the_cosine_of_the_step_that_adamw_takes(
     run, checkpoints, make_pool, monkeypatch, block
 ):
-    monkeypatch.setattr(gradients, "BLOCK_ELEMENTS", block)  # 1: one example at a time
+    monkeypatch.setattr(trace, "BLOCK_ELEMENTS", block)  # 1: one example at a time
     pool, queries = make_pool(7, seed=1), make_pool(3, seed=2, prefix="q")
     expected = np.zeros(7)
     for model, state, rate, _ in run:
@@ -181,7 +181,7 @@ def test_self_influence_under_ekfac_is_the_dense_quadratic_form(
     make_model, make_pool, autograd, monkeypatch
 ):
     """Oracle: the damped matrix Q diag Q^T of every layer, built by Kronecker products, solved."""
-    monkeypatch.setattr(gradients, "BLOCK_ELEMENTS", 4000)
+    monkeypatch.setattr(trace, "BLOCK_ELEMENTS", 4000)
     model, pool = make_model(dtype=torch.float64), make_pool(9, seed=1)
     options = CurvatureOptions(layers="attention", damping=0.3, batch_size=4, loss="sum")
     curvature = influence.fit(model, pool, options)
