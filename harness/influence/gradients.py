@@ -37,6 +37,7 @@ from harness.influence.gemm import frozen, wide
 from harness.influence.head import captured, hidden_gradients, is_plain
 from harness.influence.lanes import Lane, Sums, spread
 from harness.influence.layers import Gradients, Layer, output_layer, tracked_layers
+from harness.influence.norms import fused_norms
 from harness.influence.options import CurvatureOptions
 from harness.influence.trace import Consumer, Trace
 from harness.pool import Pool
@@ -177,7 +178,7 @@ class _Tapped:
 
     def forward(self) -> Tensor:
         """The logits."""
-        with torch.enable_grad(), frozen(self._model):
+        with torch.enable_grad(), frozen(self._model), fused_norms(self._model):
             logits: Tensor = self._model(**model_inputs(self._model, self._batch)).logits
         silent = [layer.name for layer in self._layers if layer.module not in self._inputs]
         if silent:
@@ -254,8 +255,9 @@ def _front(carrying: Tensor) -> Tensor | None:
 
 
 def _taken(values: Tensor, positions: Tensor) -> Tensor:
-    """`values` [b, T, d] at `positions` [b, t]."""
-    return values.gather(1, positions.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+    """`values` [b, T, d] at `positions` [b, t]; whole rows are copied, which `gather` does not."""
+    rows = positions + torch.arange(len(values), device=values.device)[:, None] * values.shape[1]
+    return values.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, positions.shape)
 
 
 def scale_of(module: nn.Embedding, tokens: Tensor, output: Tensor) -> float:
