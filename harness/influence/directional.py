@@ -122,7 +122,7 @@ def scorer(
     return score
 
 
-def _parameters(
+def parameters_and_tangents(
     layers: tuple[Layer, ...], directions: Mapping[str, Tensor]
 ) -> tuple[Parameters, Parameters]:
     """Weights and directions [k, ...] by the names of the model's parameters."""
@@ -180,8 +180,8 @@ def _forward(
     pool: Pool,
     progress: Progress | None,
 ) -> npt.NDArray[np.float64]:
-    _load_forward_mode()
-    weights, tangents = _parameters(layers, directions)
+    load_forward_mode()
+    weights, tangents = parameters_and_tangents(layers, directions)
     scores = np.zeros((len(pool), len(next(iter(tangents.values())))))
     head, checked = None, False
     for batch in batches(pool, options.batch_size, device_of(model), progress, "scores"):
@@ -227,7 +227,7 @@ def _slopes(
     return torch.einsum("kbtd,btd->kb", slopes, at)
 
 
-def _load_forward_mode() -> None:
+def load_forward_mode() -> None:
     """The first forward-mode call compiles torch's decompositions, which warns of its own means."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*torch\.jit\.script", DeprecationWarning)
@@ -244,7 +244,7 @@ def _central(
     """For every direction what takes its differences, the step chosen; None where it is zero."""
     sample = pool.take(np.linspace(0, len(pool) - 1, min(SAMPLE, len(pool))).astype(np.int64))
     exact = products(model, sample, directions, options)
-    weights, tangents = _parameters(layers, directions)
+    weights, tangents = parameters_and_tangents(layers, directions)
     found: list[Callable[..., npt.NDArray[np.float64]] | None] = []
     for column in range(exact.shape[1]):
         direction = {name: tangent[column] for name, tangent in tangents.items()}

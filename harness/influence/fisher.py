@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp, vmap
 
 from harness.influence.batches import draw_seed, model_inputs
-from harness.influence.directional import _load_forward_mode, _parameters
+from harness.influence.directional import load_forward_mode, parameters_and_tangents
 from harness.influence.gemm import wide
 from harness.influence.gradients import pullback, root_gradient
 from harness.influence.head import captured, hidden_curvature, softmax_curvature
@@ -66,7 +66,7 @@ def fisher_products(
     exact = options.fisher == "true" and options.cg_draws is None
     if exact:
         check_attention(model)
-        _load_forward_mode()
+        load_forward_mode()
     product = _expected if exact else _sampled
     sums = Sums(
         lambda: {name: torch.zeros_like(u, dtype=wide(u.dtype)) for name, u in directions.items()}
@@ -165,7 +165,7 @@ def _pushed(
     directions: Mapping[str, Tensor],
 ) -> Tensor:
     """Derivatives [k, b, T, d] of the last hidden states along `directions`, or of the logits."""
-    weights, tangents = _parameters(layers, directions)
+    weights, tangents = parameters_and_tangents(layers, directions)
 
     def value(point: Parameters) -> Tensor:
         if head is None:
