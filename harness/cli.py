@@ -1,4 +1,5 @@
-"""The command `cotsieve`: list, plan, run, report, subset, explain, check, influence.
+"""The command `cotsieve`: list, plan, run, report, subset, explain, check, influence,
+grade.
 
 Exit codes: 0 done, 1 some cells failed, 2 bad input, 130 interrupted.
 """
@@ -17,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import __version__, config, plugins
-from harness.command import influence
+from harness.command import grade, influence
 from harness.folders import EXPERIMENTS
 
 app = typer.Typer(
@@ -287,6 +288,7 @@ def check(
 
 
 app.command()(influence)
+app.command()(grade)
 
 
 def _name(experiment: str) -> str:

@@ -1,4 +1,4 @@
-"""The command `cotsieve influence`: its options, and what it prints."""
+"""The commands `cotsieve influence` and `cotsieve grade`: their options, and what they print."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.text import Text
+
+from harness.grading.benchmark import BENCHMARKS, benchmark
 
 
 def influence(
@@ -122,3 +124,49 @@ def influence(
         return
     for line in attribution.lines(summary):
         out.print(Text(line), soft_wrap=True)
+
+
+def grade(
+    file: Annotated[Path, typer.Argument(help="Responses: JSON lines.")],
+    task: Annotated[str, typer.Option(help=f"How answers are graded: {', '.join(BENCHMARKS)}.")],
+    response: Annotated[str, typer.Option(help="Column of the responses.")] = "response",
+    answer: Annotated[
+        str,
+        typer.Option(help="Column of the references: bare answers, or solutions ending in one."),
+    ] = "answer",
+    id_column: Annotated[
+        str, typer.Option("--id", help="Column of the ids; without it rows have numbers.")
+    ] = "id",
+    out_file: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where verdicts go; default: FILE with .graded.jsonl."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Grade responses that are there already, and print accuracy with its interval.
+
+    Every row's verdict, the answer found and the rule that found it are written beside its own
+    columns. Rows that cannot be read are reported by number; the rest is graded.
+    """
+    from harness import answers
+    from harness.view import Bars
+
+    err = Console(stderr=True)
+    graded = answers.grade_file(
+        file,
+        benchmark(task),
+        response=response,
+        answer=answer,
+        id=id_column,
+        progress=Bars(err),
+    )
+    target = out_file or file.with_suffix(".graded.jsonl")
+    answers.write(graded, target)
+    for number, reason in graded.malformed:
+        err.print(Text(f"row {number} is left out: {reason}", style="red"), soft_wrap=True)
+    if as_json:
+        sys.stdout.write(json.dumps(graded.summary(), indent=1, ensure_ascii=False) + "\n")
+        return
+    for line in answers.lines(graded):
+        Console().print(Text(line), soft_wrap=True)
+    Console().print(Text(f"verdicts: {target}"), soft_wrap=True)

@@ -1,0 +1,21 @@
+"""Answers found in responses and compared with references, for benchmarks that people publish on.
+
+A response is text that a model wrote: nothing of it is ever evaluated as code, and no response can
+hold a run up (see equivalence.py). How an answer was found is part of its verdict.
+"""
+
+from harness.grading.benchmark import BENCHMARKS, Benchmark, benchmark
+from harness.grading.equivalence import Comparer
+from harness.grading.extraction import Extracted, extract
+from harness.grading.verdict import Grader, Verdict
+
+__all__ = [
+    "BENCHMARKS",
+    "Benchmark",
+    "Comparer",
+    "Extracted",
+    "Grader",
+    "Verdict",
+    "benchmark",
+    "extract",
+]
