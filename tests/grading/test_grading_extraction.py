@@ -1,7 +1,5 @@
 """Answers and rules worked by hand."""
 
-import time
-
 import pytest
 
 from harness.grading import extract
@@ -100,10 +98,9 @@ HOSTILE = {
 }
 
 
+@pytest.mark.timeout(30)  # what grew faster than the response would take minutes
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("kind", ["number", "math", "choice"])
 def test_hostile_responses_take_no_time(name, kind):
-    start = time.process_time()
     found = extract(HOSTILE[name], kind)
-    assert time.process_time() - start < 5
     assert found.text is None or found.text in HOSTILE[name]
