@@ -64,6 +64,7 @@ def real(name):
         ("2, 3", "3,2"),
         ("5 \\text{ cm}", "5"),
         ("x = 5", "5"),
+        ("2.550e-10", "\\frac{255}{10^{12}}"),
         (
             "\\begin{pmatrix} 1/5 \\\\ -18/5 \\end{pmatrix}",
             "\\begin{pmatrix} \\frac15 \\\\ -\\frac{18}{5} \\end{pmatrix}",
@@ -87,6 +88,8 @@ def test_equal_forms(math, given_, wanted):
         ("\\text{Evelyn}", "\\text{Carla}"),
         ("-5", "5"),
         ("3e8", "3e9"),
+        ("2.88e-19", "1.325e-27"),
+        ("10^{-9}", "0"),
         ("", "5"),
         ("__import__('os').getpid()", "5"),
     ],
@@ -127,6 +130,9 @@ KINDS = {
 }
 
 
+COINCIDENCES = {"math500": {22}}  # 5 against x=5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_references_are_right_and_those_of_the_next_row_are_wrong(name):
@@ -140,7 +146,9 @@ def test_references_are_right_and_those_of_the_next_row_are_wrong(name):
         ]
     wrong = [(i, pairs[i][1], v) for i, v in enumerate(own) if not v.correct]
     assert wrong == []
-    same = {i for i in range(len(bare)) if grader_free_equal(bare[i], bare[(i + 1) % len(bare)])}
+    same = COINCIDENCES.get(name, set()) | {
+        i for i in range(len(bare)) if grader_free_equal(bare[i], bare[(i + 1) % len(bare)])
+    }
     assert {i for i, v in enumerate(turned) if v.correct} == same
 
 
