@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.grading import Benchmark, Grader
-from harness.grading.verdict import TIMEOUT, VERSION
+from harness.grading.verdict import VERSION
 from harness.record import write_atomic
 from harness.stats import wilson
 
@@ -30,11 +30,6 @@ class Graded:
     def correct(self) -> int:
         """Rows with a right answer."""
         return sum(row["correct"] for row in self.rows)
-
-    @property
-    def timeouts(self) -> int:
-        """Rows whose comparison ran out of time; they count as wrong."""
-        return sum(row["rule"].endswith(TIMEOUT) for row in self.rows)
 
     def interval(self) -> tuple[float, float]:
         """Wilson's 95% interval for the share of right answers, rows taken as independent."""

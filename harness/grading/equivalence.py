@@ -12,7 +12,6 @@ import json
 import selectors
 import subprocess
 import sys
-from types import TracebackType
 from typing import Self
 
 SECONDS = 5.0
@@ -31,12 +30,7 @@ class Comparer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def equal(self, given: str, wanted: str) -> bool | None:
