@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.grading import Benchmark, Grader
+from harness.grading import Grader
 from harness.grading.verdict import VERSION
 from harness.record import write_atomic
 from harness.stats import wilson
+from harness.tasks import Benchmark
 
 Progress = Callable[..., Iterable[Any]]
 ADDED = ("correct", "extracted", "rule")
@@ -113,9 +114,10 @@ def lines(graded: Graded) -> Iterator[str]:
         rules[row["rule"]] = rules.get(row["rule"], 0) + 1
     ordered = sorted(rules.items(), key=lambda item: (-item[1], item[0]))
     yield "answers found by: " + ", ".join(f"{rule} {count}" for rule, count in ordered)
-    if n != graded.benchmark.items:
-        own = graded.benchmark
-        yield f"note: {n} rows were graded; the test set of {own.name} has {own.items}"
+    own = graded.benchmark
+    if n not in own.sizes:
+        sizes = " or ".join(map(str, own.sizes))
+        yield f"note: {n} rows were graded; the test set of {own.name} has {sizes}"
     if len({str(row["id"]) for row in graded.rows}) < n:
         yield "note: ids repeat; the interval takes rows as independent"
 

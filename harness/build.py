@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,7 @@ import numpy as np
 from harness.config import DataConfig, PoolConfig
 from harness.pool import Pool
 from harness.selector import Context, Progress, Selector, best, check_positions, check_scores
-from harness.signals import Signals, model_folder, positions_of
+from harness.signals import Signals, model_folder
 from harness.stage import Stage
 from harness.store import Store
 from harness.subset import budget_of, read_scores, write_scores, write_subset, write_table
@@ -66,7 +64,6 @@ class Builder:
             "queryset": self._queryset,
             "items": self._items,
             "proof": self._proof,
-            "answers": self._answers,
             "scores": self._scores,
             "subset": self._subset,
             "checkpoint": self._checkpoint,
@@ -162,11 +159,31 @@ class Builder:
         if "testbed" in inputs:
             rows = testbed.make_task(inputs["testbed"], inputs["items"], inputs["seed"])
             rows = [{name: row[name] for name in ("id", "prompt", "answer")} for row in rows]
+        elif "benchmark" in inputs:
+            rows = self._benchmark_items()
         else:
             rows = read_items(Path(self.stage.where["path"]), inputs, self._autotokenizer())
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         (work / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         return {"items": len(rows)}
+
+    def _benchmark_items(self) -> list[dict[str, Any]]:
+        from harness.dataset import render
+        from harness.grading import open_grader
+        from harness.tasks import benchmark, make_items
+
+        task = benchmark(self.stage.inputs["benchmark"])
+        path = Path(self.stage.where["path"]) if "path" in self.stage.where else None
+        rows = make_items(task, path)
+        grader = open_grader(task.kind)
+        for row in rows:
+            try:
+                row["answer"] = grader.reference(row["answer"])
+            except ValueError as error:
+                raise ValueError(f"{task.name}: item {row['id']}: {error}") from None
+        prompts = [row["prompt"] for row in rows]
+        rendered = render(prompts, self.stage.inputs["template"], self._autotokenizer())
+        return [{**row, "prompt": text} for row, text in zip(rows, rendered, strict=True)]
 
     def _proof(self, work: Path) -> dict[str, Any]:
         from harness import testbed
@@ -193,32 +210,6 @@ class Builder:
         counts |= {name: len(items) for name, items in tasks.items()}
         (work / "counts.json").write_text(json.dumps(counts) + "\n")
         return {"problems": counts}
-
-    def _answers(self, work: Path) -> dict[str, Any]:
-        from harness.evaluate import Decoding, Engine
-        from harness.grade import is_correct
-        from harness.queries import Answers
-
-        queries = Pool.load(self._parent("queryset"))
-        prompts = [queries.prompt_ids(i).tolist() for i in range(len(queries))]
-        limit = int(self.stage.inputs["max_tokens"])
-        length = max(len(p) for p in prompts) + limit
-        # Both models draw with the same seeds: where they agree, so do their answers.
-        decoding = Decoding(max_tokens=limit, **self.stage.inputs.get("decoding", {}))
-        name = self.stage.inputs["engine"]["name"]
-        with Engine(self._parent("model"), name, length, device=device()) as engine:
-            completions = engine.generate(prompts, decoding)
-        correct = [
-            [answer is not None and is_correct(completion.text, answer) for completion in row]
-            for row, answer in zip(completions, queries.column("answer"), strict=True)
-        ]
-        answers = Answers(
-            texts=tuple(tuple(c.text for c in row) for row in completions),
-            tokens=tuple(tuple(np.asarray(c.ids, np.int32) for c in row) for row in completions),
-            right=np.asarray(correct, dtype=bool),
-        )
-        answers.save(work, queries.ids)
-        return {"accuracy": float(np.mean(correct)), "queries": len(queries)}
 
     def _selection(self) -> tuple[Selector, Pool, Signals, Context]:
         from harness import plugins
@@ -327,71 +318,3 @@ def _facts(log: TrainLog) -> dict[str, Any]:
         "final_loss": log.final_loss,
         "losses": list(log.losses),
     }
-
-
-class Evaluation:
-    """All missing tasks of one checkpoint, on one engine and in one call of lm-eval."""
-
-    def __init__(
-        self,
-        stages: Sequence[Stage],
-        store: Store,
-        progress: Progress,
-        provenance: Callable[[], Mapping[str, Any]] = dict,
-        verbose: bool = False,
-    ) -> None:
-        self.stages = [stage for stage in stages if not store.has(stage.kind, stage.key)]
-        self.store = store
-        self.progress = progress
-        self.provenance = provenance
-        self.verbose = verbose
-
-    def run(self) -> None:
-        """Make each task's samples; the whole time is noted with the first of them."""
-        stages = self.stages
-        if not stages:
-            return
-        start = time.perf_counter()
-        [samples] = self.progress(map(self._samples, [stages]), f"{len(stages)} tasks", 1)
-        seconds = time.perf_counter() - start
-        for stage in stages:
-            own = samples[samples["task"] == stage.inputs["task"]]
-            build = partial(self._write, own, seconds if stage is stages[0] else 0.0)
-            self.store.make(stage.kind, stage.key, stage.recipe, build, self.provenance)
-
-    def _samples(self, stages: list[Stage]) -> Any:
-        from harness.evaluate import Decoding, Engine, Task
-
-        inputs = stages[0].inputs  # but for the task, the same in all
-        decoding = Decoding(
-            max_tokens=inputs["max_tokens"],
-            decodes=inputs["decodes"],
-            temperature=inputs["temperature"],
-            seed=inputs.get("seed", 0),
-        )
-        length = max(map(self._longest_prompt, stages)) + decoding.max_tokens
-        model = model_folder(stages[0].parents["model"], self.store)
-        length = min(length, positions_of(model))
-        name = inputs["engine"]["name"]
-        tasks = [Task(stage.inputs["task"], self._items(stage)) for stage in stages]
-        with Engine(
-            model,
-            name,
-            length,
-            threads=inputs["threads"],
-            device=device(),
-            verbose=self.verbose,
-        ) as engine:
-            return engine.evaluate(tasks, decoding)
-
-    def _items(self, stage: Stage) -> Path:
-        return self.store.folder("items", stage.parents["items"].key) / "items.jsonl"
-
-    def _longest_prompt(self, stage: Stage) -> int:
-        # A token is at least one byte, except for the few that a tokenizer adds by itself.
-        lines = self._items(stage).read_text(encoding="utf-8").splitlines()
-        return max(len(json.loads(line)["prompt"].encode()) for line in lines) + 8
-
-    def _write(self, samples: Any, seconds: float, work: Path) -> dict[str, Any]:
-        samples.to_parquet(work / "samples.parquet", index=False)
-        return {"accuracy": float(samples["correct"].mean()), "engine_seconds": seconds}

@@ -20,6 +20,7 @@ from rich.text import Text
 from harness import __version__, config, plugins
 from harness.command import grade, influence
 from harness.folders import EXPERIMENTS
+from harness.tasks import titles
 
 app = typer.Typer(
     name="cotsieve",
@@ -42,6 +43,13 @@ Store = Annotated[
     Path | None,
     typer.Option(
         help="Folder of finished artefacts; default: $COTSIEVE_STORE, else .cotsieve here."
+    ),
+]
+TaskData = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="COTSIEVE_TASK_DATA",
+        help="Folder with the benchmarks' files (gsm8k.jsonl, ...); default: from the hub.",
     ),
 ]
 
@@ -94,7 +102,7 @@ def list_(
     if what in ("all", "selectors"):
         sections["selectors"] = {name: _first_line(name) for name in plugins.names()}
     if what in ("all", "tasks"):
-        sections["tasks"] = _tasks()
+        sections["tasks"] = titles()
     if what in ("all", "experiments"):
         sections["experiments"] = _experiments()
     if as_json:
@@ -117,18 +125,6 @@ def _first_line(selector: str) -> str:
     return (text or "").partition("\n")[0]
 
 
-def _tasks() -> dict[str, str]:
-    from harness.evaluate import TASKS
-
-    return {
-        path.stem: path.read_text(encoding="utf-8")
-        .splitlines()[0]
-        .lstrip("# ")
-        .partition(". Frozen")[0]
-        for path in sorted(TASKS.glob("*.yaml"))
-    }
-
-
 def _experiments() -> dict[str, str]:
     import tomllib
 
@@ -139,11 +135,16 @@ def _experiments() -> dict[str, str]:
 
 
 @app.command()
-def plan(experiment: ExperimentName, store: Store = None, as_json: AsJson = False) -> None:
+def plan(
+    experiment: ExperimentName,
+    store: Store = None,
+    task_data: TaskData = None,
+    as_json: AsJson = False,
+) -> None:
     """Show the cells of an experiment, what is stored already, and what is left to do."""
     from harness import forecast
 
-    made = _plan(experiment)
+    made = _plan(experiment, task_data)
     picture = forecast.forecast(made, _store(store))
     if as_json:
         say_json(picture)
@@ -173,6 +174,23 @@ def run(
         bool, typer.Option(help="Let vLLM, lm-eval and transformers speak.")
     ] = False,
     store: Store = None,
+    task_data: TaskData = None,
+    task_limit: Annotated[
+        float, typer.Option(min=1, help="Seconds for a task, after which its engine is ended.")
+    ] = 4 * 3600,
+    engine_memory: Annotated[
+        float | None, typer.Option(help="Share of a GPU's memory for vLLM; default: what is free.")
+    ] = None,
+    engine_sequences: Annotated[
+        int | None,
+        typer.Option(help="Answers decoded together; default: 512 on a CPU, 256 on GPU."),
+    ] = None,
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant", help="vLLM's kernels that do not depend on the batch (GPU only)."
+        ),
+    ] = False,
 ) -> None:
     """Run what an experiment still lacks, then build its report."""
     from harness.environment import check_environment
@@ -185,11 +203,20 @@ def run(
         refuse(error)
     from harness.folders import RESULTS
     from harness.run import Run
+    from harness.settings import Limits
     from harness.view import Progress, clock
 
-    made = _plan(experiment)
+    made = _plan(experiment, task_data, batch_invariant)
     name = made.experiment.name
-    job = Run(made, _store(store), RESULTS / name, workers=workers, only=only, verbose=verbose)
+    job = Run(
+        made,
+        _store(store),
+        RESULTS / name,
+        workers=workers,
+        only=only,
+        verbose=verbose,
+        limits=Limits(engine_memory, engine_sequences, task_limit),
+    )
     view = Progress(out)
     try:
         summary = job.execute(view)
@@ -237,11 +264,14 @@ def subset(
     seed: Annotated[int, typer.Option(help="Seed of the cell.")] = 0,
     arm: Annotated[str, typer.Option(help="Variant of the pool.")] = "main",
     store: Store = None,
+    task_data: TaskData = None,
 ) -> None:
     """Write the examples that a finished row chose, best first, ready to train on."""
     from harness.export import export
 
-    count = export(_plan(experiment), _store(store), arm, selector, fraction, seed, out_file)
+    count = export(
+        _plan(experiment, task_data), _store(store), arm, selector, fraction, seed, out_file
+    )
     out.print(f"{count} examples written to {out_file}", soft_wrap=True)
 
 
@@ -250,13 +280,14 @@ def explain(
     experiment: ExperimentName,
     cell: Annotated[str, typer.Argument(help="A cell, such as influence/combined@0.5#0.")],
     store: Store = None,
+    task_data: TaskData = None,
     as_json: AsJson = False,
 ) -> None:
     """Show where a cell comes from, and why it is missing, stale or failed."""
     from harness.explain import explain as explained
     from harness.folders import RESULTS
 
-    made = _plan(experiment)
+    made = _plan(experiment, task_data)
     story = explained(made, made.cell(cell), _store(store), RESULTS / made.experiment.name)
     if as_json:
         say_json(story)
@@ -300,11 +331,15 @@ def _name(experiment: str) -> str:
     return config.load(config.find(experiment)).name
 
 
-def _plan(experiment: str) -> Any:
+def _plan(experiment: str, task_data: Path | None = None, batch_invariant: bool = False) -> Any:
     from harness import plan
 
     path = config.find(experiment)
-    return plan.make(config.load(path), path)
+    loaded = config.load(path)
+    if batch_invariant:
+        chosen = loaded.evaluate.model_copy(update={"batch_invariant": True})
+        loaded = loaded.model_copy(update={"evaluate": chosen})
+    return plan.make(loaded, path, task_data)
 
 
 def _store(path: Path | None) -> Any:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from harness.grading.benchmark import BENCHMARKS, benchmark
+from harness.tasks import BENCHMARKS, benchmark
 
 
 def influence(

@@ -31,6 +31,9 @@ TESTBED = "testbed:"
 DECODING = frozenset({"decodes", "temperature", "rule"})
 """Settings of the query set that do not change its problems."""
 
+AnswerKind = Literal["plain", "number", "math", "choice"]
+"""How answers are graded: as text and exact numbers, as a number, as mathematics, by letter."""
+
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -55,6 +58,7 @@ class DataConfig(Model):
     template: str | None = None
     size: Count | None = None
     seed: int = 0
+    kind: AnswerKind | None = None
 
     @property
     def testbed(self) -> str | None:
@@ -172,15 +176,20 @@ class TrainConfig(Model):
 
 
 class EvaluateConfig(Model):
-    """What is measured, and how answers are decoded."""
+    """What is measured, and how answers are decoded.
+
+    `max_tokens` holds for every task that has no limit of its own under [[task]]; without it a
+    benchmark has the limit of its task file.
+    """
 
     tasks: tuple[str, ...] = Field(min_length=1)
     items: Count = 300
     seed: int = 0
     decodes: Count = 1
     temperature: Annotated[float, Field(ge=0)] = 0.0
-    max_tokens: Count = 256
+    max_tokens: Count | None = None
     engine: Literal["auto", "vllm", "hf"] = "auto"
+    batch_invariant: bool | None = None
 
     @model_validator(mode="after")
     def _decoding(self) -> EvaluateConfig:
@@ -202,6 +211,8 @@ class TaskConfig(Model):
     prompt: str = "prompt"
     answer: str = "answer"
     id: str | None = None
+    kind: AnswerKind | None = None
+    max_tokens: Count | None = None
 
 
 class GridConfig(Model):

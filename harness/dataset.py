@@ -83,20 +83,26 @@ def read(config: DataConfig, path: Path | None) -> tuple[list[Row | None], Repor
     """
     if path is None:
         return _read_hub(config)
+    rows, report = read_rows(path)
+    return _checked_columns(rows, config, report)
+
+
+def read_rows(path: Path) -> tuple[list[Row | None], Report]:
+    """Rows of a .jsonl or .parquet file as they stand; None where a line is not a JSON object."""
     report = Report(path.name)
+    rows: list[Row | None] = []
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        rows: list[Row | None] = list(pq.read_table(path).to_pylist())
+        rows += pq.read_table(path).to_pylist()
     else:
-        rows = []
         with path.open(encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, 1):
                 rows.append(_parse(line))
                 if rows[-1] is None:
                     report.add("not a JSON object", number)
     report.rows = len(rows)
-    return _checked_columns(rows, config, report)
+    return rows, report
 
 
 def given(rows: Iterable[Mapping[str, Any]], config: DataConfig) -> tuple[list[Row | None], Report]:

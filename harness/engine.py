@@ -8,18 +8,16 @@ started later in the same process: `open_model` takes them back.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-
+from harness.decoding import Decoding, item_seed
+from harness.settings import Settings, cache_bytes, gpu_share
 from harness.traces import (
     generators_kept,
     held_back,
@@ -28,61 +26,9 @@ from harness.traces import (
     vllm_version_answered,
 )
 
-EngineName = Literal["vllm", "hf"]
 WHOLE = 1_000_000  # batch size that means "all at once": vLLM makes its own batches
-SEQUENCES = 512  # decoded together by vLLM on a CPU; fewer cost more per token, more gain nothing
-HF_BATCH = 128
-CACHE_LIMIT = 4 << 30  # bytes of key-value cache on a CPU
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How answers are decoded: `decodes` samples per item, greedy where `temperature` is 0."""
-
-    max_tokens: int
-    decodes: int = 1
-    temperature: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1 or self.decodes < 1 or self.temperature < 0:
-            raise ValueError(f"{self!r}; expected max_tokens and decodes >= 1, temperature >= 0")
-        if self.decodes > 1 and self.temperature == 0:
-            raise ValueError(f"{self!r}; expected temperature > 0: greedy decodes are all the same")
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """One seed per decode; the prompt is mixed in, so that items do not share their noise."""
-        state = np.random.SeedSequence(self.seed).generate_state(self.decodes)
-        return tuple(int(value) for value in state)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """lm-eval's generation arguments; nothing is left to a checkpoint's own defaults."""
-        chosen: dict[str, Any] = {
-            "until": [],
-            "max_gen_toks": self.max_tokens,
-            "do_sample": self.temperature > 0,
-            "temperature": float(self.temperature),
-            "repetition_penalty": 1.0,
-        }
-        if self.temperature > 0:
-            chosen |= {"top_p": 1.0, "top_k": 0}
-        return chosen
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One generated continuation; `ids` end with the end-of-text token where it was generated."""
-
-    text: str
-    ids: tuple[int, ...]
-
-
-def item_seed(seed: int, prompt: Sequence[int]) -> int:
-    """Seed of one decode of one prompt, in [0, 2**31)."""
-    content = np.asarray([seed, *prompt], dtype="<i8").tobytes()
-    return int.from_bytes(hashlib.sha256(content).digest()[:4], "little") >> 1
+Told = Callable[[int, int], None]
+"""Called with the number of answers that are finished and their number in all."""
 
 
 class Decodes:
@@ -93,11 +39,16 @@ class Decodes:
     """
 
     seeds: tuple[int, ...] = ()
-    lengths: dict[tuple[tuple[int, ...], int | None], int]
+    told: Told | None = None
+    lengths: dict[tuple[tuple[int, ...], int | None], tuple[int, bool]]
+    """By prompt and seed: tokens generated, and whether the limit of tokens cut them off."""
+    asked: int = 0
+    answered: int = 0
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """As lm-eval's, with the seed of its decode in each request."""
         self.lengths = {}
+        self.asked, self.answered = len(requests), 0
         copies: Counter[int] = Counter()
         seeded = []
         for request in requests:
@@ -108,6 +59,30 @@ class Decodes:
             seeded.append(replace(request, arguments=(prompt, options)))
         answers: list[str] = super().generate_until(seeded, disable_tqdm)  # type: ignore[misc]
         return answers
+
+
+class _Bar:
+    """Stands for vLLM's progress bars and tells how many of its answers are finished."""
+
+    def __init__(self, told: Told, iterable: Iterable[Any] = (), total: int = 0, **_: Any) -> None:
+        self.told, self.iterable, self.total = told, iterable, total
+        self.n = 0
+        self.postfix = ""
+        self.format_dict = {"elapsed": 1e-9}  # what vLLM divides by for its own display
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.iterable)
+
+    def update(self, count: int = 1) -> None:
+        """Some more are finished."""
+        self.n += count
+        self.told(self.n, self.total)
+
+    def refresh(self) -> None:
+        """Nothing is drawn."""
+
+    def close(self) -> None:
+        """Nothing is drawn."""
 
 
 @functools.cache
@@ -127,10 +102,20 @@ def _vllm_class() -> Any:
             for ids, params in zip(requests, sampling_params, strict=True):
                 if params.seed is not None:
                     params.seed = item_seed(params.seed, ids)
-            outputs = super()._model_generate(requests, generate, sampling_params)
+            outputs = self.model.generate(
+                [{"prompt_token_ids": ids} for ids in requests],
+                sampling_params=sampling_params,
+                use_tqdm=self.batch_size == "auto" or self._bar(),
+                lora_request=self.lora_request,
+            )
             for ids, seed, output in zip(requests, seeds, outputs, strict=True):
-                self.lengths[tuple(ids), seed] = len(output.outputs[0].token_ids)
+                made = output.outputs[0]
+                cut = made.finish_reason == "length"
+                self.lengths[tuple(ids), seed] = len(made.token_ids), cut
             return outputs
+
+        def _bar(self) -> Any:
+            return False if self.told is None else functools.partial(_Bar, self.told)
 
         def complete(self, prompts: list[list[int]], decoding: Decoding) -> list[list[int]]:
             """Token ids of one completion per prompt, each with the seed of the next decode."""
@@ -174,7 +159,11 @@ def _hf_class() -> Any:
                 )
             width = context.shape[1]
             for ids, real, made in zip(context, mask, output[:, width:].tolist(), strict=True):
-                self.lengths[tuple(ids[real].tolist()), seed] = len(until_end(made, end))
+                length = len(until_end(made, end))
+                self.lengths[tuple(ids[real].tolist()), seed] = length, end not in made
+            self.answered += len(context)
+            if self.told is not None:
+                self.told(self.answered, max(self.asked, self.answered))
             return output
 
         def complete(self, prompts: list[list[int]], decoding: Decoding) -> list[list[int]]:
@@ -229,38 +218,27 @@ def until_end(ids: list[int], end: int) -> list[int]:
 
 
 @contextmanager
-def open_model(
-    folder: Path,
-    name: EngineName,
-    max_length: int,
-    threads: int,
-    device: str,
-    memory: float,
-    verbose: bool,
-) -> Iterator[Any]:
+def open_model(folder: Path, settings: Settings, verbose: bool = False) -> Iterator[Any]:
     """Start an lm-eval model on a checkpoint; its traces in this process are removed at the end."""
     import torch
 
     count = torch.get_num_threads()
     set_threads = torch.set_num_threads
     before = dict(os.environ)
-    if name == "vllm" and device == "cpu":
-        # Read by vLLM when it starts: with its own process an engine takes 20 s to start.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    changed: dict[str, str | None] = {}
+    _set_environment(settings)
+    changed: dict[str, str] = {}
     model = None
     try:
-        set_threads(threads)
-        with quiet(verbose), generators_kept(), held_back(verbose):
-            if name == "hf":
-                model = _start_hf(folder, max_length, device)
-            else:
-                model = _start_vllm(folder, max_length, device, memory, verbose)
-        changed = {key: value for key, value in os.environ.items() if before.get(key) != value}
+        set_threads(settings.threads)
+        try:
+            with quiet(verbose), generators_kept(), held_back(verbose):
+                start = _start_hf if settings.name == "hf" else _start_vllm
+                model = start(folder, settings, verbose)
+        finally:
+            changed = {key: value for key, value in os.environ.items() if before.get(key) != value}
         # vLLM replaces this function by one that only warns.
         torch.set_num_threads = set_threads
-        set_threads(threads)
+        set_threads(settings.threads)
         yield model
     finally:
         with quiet(verbose), one_collection(start=False):
@@ -274,6 +252,15 @@ def open_model(
                 _restore(key, before.get(key))
 
 
+def _set_environment(settings: Settings) -> None:
+    """What vLLM reads from the environment when it starts."""
+    if settings.name == "vllm":
+        # With its own process an engine takes 20 s to start, and its weights are out of reach.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ["VLLM_BATCH_INVARIANT"] = "1" if settings.batch_invariant else "0"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
 def _restore(key: str, value: str | None) -> None:
     if value is None:
         del os.environ[key]
@@ -281,60 +268,56 @@ def _restore(key: str, value: str | None) -> None:
         os.environ[key] = value
 
 
-def _start_hf(folder: Path, max_length: int, device: str) -> Any:
+def _start_hf(folder: Path, settings: Settings, verbose: bool) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     # A loaded model is handed over: given a path, lm-eval sets up accelerate for the process.
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
+    dtype = getattr(torch, settings.dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(settings.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return _hf_class()(
-        pretrained=model, tokenizer=tokenizer, max_length=max_length, batch_size=HF_BATCH
+        pretrained=model,
+        tokenizer=tokenizer,
+        max_length=settings.max_length,
+        batch_size=settings.sequences,
     )
 
 
-def _start_vllm(folder: Path, max_length: int, device: str, memory: float, verbose: bool) -> Any:
+def _start_vllm(folder: Path, settings: Settings, verbose: bool) -> Any:
     arguments: dict[str, Any] = {
         "pretrained": str(folder),
-        "max_model_len": max_length,
+        "max_model_len": settings.max_length,
         "seed": 0,
         "batch_size": "auto" if verbose else WHOLE,
         "disable_log_stats": True,
         "use_tqdm_on_load": verbose,
+        "dtype": settings.dtype,
+        "max_num_seqs": settings.sequences,
     }
-    if device != "cpu":
-        arguments |= {"dtype": "bfloat16", "gpu_memory_utilization": memory}
+    if settings.lora_rank:
+        arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(settings.lora_rank)}
+    if settings.device != "cpu":
+        arguments["gpu_memory_utilization"] = settings.memory or gpu_share()
         return _vllm_class()(**arguments)
     arguments |= {
-        "dtype": "float32",
         "enforce_eager": True,
         "enable_prefix_caching": False,
         "block_size": 32,
-        "max_num_seqs": SEQUENCES,
         # A seeded request whose prompt is cut into chunks makes vLLM rewind its generator, which
         # on a CPU fails.
         "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(4096, max_length),
-        "kv_cache_memory_bytes": cache_bytes(folder, max_length),
+        "max_num_batched_tokens": max(4096, settings.max_length),
+        "kv_cache_memory_bytes": cache_bytes(folder, settings.max_length, settings.sequences),
     }
     build = _vllm_class()
     with one_collection(start=True):
         return build(**arguments)
 
 
-def cache_bytes(folder: Path, max_length: int) -> int:
-    """Bytes of float32 key-value cache for all sequences at full length, up to a limit.
-
-    vLLM fills the cache with zeros when it starts, which for a gibibyte takes longer than the rest
-    of the start. At least two sequences of full length fit.
-    """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = config.get("text_config", config)
-    heads = config["num_attention_heads"]
-    width = config.get("head_dim") or config["hidden_size"] // heads
-    per_token = 2 * 4 * config["num_hidden_layers"] * width
-    per_token *= config.get("num_key_value_heads") or heads
-    length = 32 * (-(-max_length // 32) + 1)
-    wanted = per_token * length * SEQUENCES
-    return int(max(min(wanted, CACHE_LIMIT), 2 * per_token * length))
+def _lora_rank(rank: int) -> int:
+    """The smallest rank that vLLM makes room for and that holds `rank`."""
+    for room in (8, 16, 32, 64, 128, 256, 320, 512):
+        if rank <= room:
+            return room
+    raise ValueError(f"LoRA rank {rank}; expected at most 512, the highest that vLLM serves")

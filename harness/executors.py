@@ -1,8 +1,12 @@
 """Worker processes that run jobs one after the other and tell how far they are.
 
-Written on `multiprocessing` pipes rather than an executor pool because three things are needed
-that pools do not give: knowing which job a dead worker took with it, live progress from inside a
-job, and workers that die when their parent is killed outright.
+Written on `multiprocessing` pipes rather than an executor pool because of what pools do not give:
+knowing which job a dead worker took with it, live progress from inside a job, jobs that are given
+up after a time limit, and workers that die when their parent is killed outright.
+
+A worker is a place where one job runs at a time. Behind it stands a process for each role that its
+jobs have had, so that an engine which is kept for many checkpoints never shares a process with
+training.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -36,14 +40,28 @@ class Outcome:
 
 
 @dataclass
-class Worker:
-    """One process and the job it has in hand."""
+class Home:
+    """A process for jobs of one role, and the pipe to it."""
 
-    process: Any = None
-    pipe: Connection | None = None
+    process: Any
+    pipe: Connection
+
+
+@dataclass
+class Worker:
+    """One job at a time, and the processes that it can run in, by role."""
+
+    homes: dict[str, Home] = field(default_factory=dict)
     job: Any = None
+    role: str = ""
     started: float = 0.0
+    limit: float | None = None
     status: tuple[str, int | None, int | None] = field(default=("", None, None))
+
+    @property
+    def home(self) -> Home:
+        """Where the job in hand runs."""
+        return self.homes[self.role]
 
 
 def available_cores() -> int:
@@ -54,13 +72,19 @@ def available_cores() -> int:
 
 
 class Workers:
-    """A fixed number of worker processes.
+    """A fixed number of workers.
+
+    A job may say its `role` (jobs of other roles run in other processes) and after how many
+    `seconds` it is given up.
 
     Args:
         count: how many.
         target: importable function `(job, report) -> result` that each job is handed to.
         threads: threads of one worker, for the libraries that read it from the environment.
-        recycle: start a fresh process for every job, so that a GPU's memory is really given back.
+        exclusive: only one process at a time, so that a GPU's memory is really given back: a role
+            in `kept` keeps its process until a job of another role needs the device, any other
+            gets a fresh process for every job.
+        kept: roles whose processes hold something worth keeping.
     """
 
     def __init__(
@@ -68,23 +92,25 @@ class Workers:
         count: int,
         target: Callable[[Any, Report], Any],
         threads: int = 1,
-        recycle: bool = False,
+        exclusive: bool = False,
+        kept: Collection[str] = (),
     ) -> None:
         self._context = multiprocessing.get_context("spawn")
         self._target = target
         self._threads = threads
-        self._recycle = recycle
+        self._exclusive = exclusive
+        self._kept = frozenset(kept)
         self.workers = [Worker() for _ in range(count)]
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            for worker in self.workers:
-                self._dismiss(worker)
         for worker in self.workers:
-            self._stop(worker)
+            for role in list(worker.homes):
+                if kind is None and worker.job is None:
+                    self._dismiss(worker, role)
+                self._stop(worker, role)
 
     @property
     def idle(self) -> Worker | None:
@@ -97,50 +123,66 @@ class Workers:
         return [w for w in self.workers if w.job is not None]
 
     def submit(self, job: Any) -> None:
-        """Hand `job` (picklable) to an idle worker."""
-        worker = self.idle
-        if worker is None:
+        """Hand `job` (picklable) to an idle worker, best to one that has a process for its role."""
+        role = getattr(job, "role", "")
+        idle = [worker for worker in self.workers if worker.job is None]
+        if not idle:
             raise RuntimeError("no idle worker")
-        if worker.process is None or not worker.process.is_alive():
-            self._start(worker)
-        assert worker.pipe is not None
-        worker.job, worker.started, worker.status = job, time.monotonic(), ("", None, None)
-        worker.pipe.send(job)
+        worker = next((w for w in idle if role in w.homes), idle[0])
+        if self._exclusive:
+            for other in [name for name in worker.homes if name != role]:
+                self._dismiss(worker, other)
+                self._stop(worker, other)
+        if role not in worker.homes or not worker.homes[role].process.is_alive():
+            self._start(worker, role)
+        worker.job, worker.role, worker.status = job, role, ("", None, None)
+        worker.started, worker.limit = time.monotonic(), getattr(job, "seconds", None)
+        worker.home.pipe.send(job)
 
     def poll(self, seconds: float) -> Iterable[Outcome]:
         """Wait up to `seconds` for news; return the jobs that ended."""
-        pipes = {w.pipe: w for w in self.busy if w.pipe is not None}
+        pipes = {w.home.pipe: w for w in self.busy}
         ended = []
         for pipe in wait(list(pipes), timeout=seconds):
             outcome = self._receive(pipes[pipe])  # type: ignore[index]
             if outcome is not None:
                 ended.append(outcome)
-        return ended
+        return ended + [self._given_up(worker) for worker in self.busy if _overdue(worker)]
 
     def _receive(self, worker: Worker) -> Outcome | None:
-        assert worker.pipe is not None
+        home = worker.home
         try:
-            kind, payload = worker.pipe.recv()
+            kind, payload = home.pipe.recv()
         except (EOFError, ConnectionResetError):
-            worker.process.join()
-            code = worker.process.exitcode
+            home.process.join()
+            code = home.process.exitcode
             message = f"the worker process died (exit code {code}"
             message += "; killed, perhaps for memory)" if code == -signal.SIGKILL else ")"
-            outcome = Outcome(worker.job, error={"message": message}, died=True)
-            self._stop(worker)
-            return outcome
+            return self._lost(worker, message)
         if kind == "status":
             worker.status = payload
             return None
         job, worker.job = worker.job, None
-        if self._recycle:
-            self._stop(worker)
+        if self._exclusive and worker.role not in self._kept:
+            self._stop(worker, worker.role)
         return Outcome(job, result=payload) if kind == "done" else Outcome(job, error=payload)
 
-    def _start(self, worker: Worker) -> None:
+    def _given_up(self, worker: Worker) -> Outcome:
+        done = "" if worker.status[1] is None else f" ({worker.status[1]} of {worker.status[2]})"
+        return self._lost(
+            worker,
+            f"no end after the time limit of {worker.limit:g} s{done}; the process was ended",
+        )
+
+    def _lost(self, worker: Worker, message: str) -> Outcome:
+        """The job of a process that is no more."""
+        job, worker.job = worker.job, None
+        self._stop(worker, worker.role)
+        return Outcome(job, error={"message": message}, died=True)
+
+    def _start(self, worker: Worker, role: str) -> None:
         ours, theirs = self._context.Pipe()
-        worker.pipe = ours
-        worker.process = self._context.Process(
+        process = self._context.Process(
             target=_serve,
             args=(theirs, self._target, os.getpid()),
             daemon=True,
@@ -152,7 +194,7 @@ class Workers:
         before = {name: os.environ.get(name) for name in limits}
         os.environ.update(limits)  # read by the libraries when the child loads them
         try:
-            worker.process.start()
+            process.start()
         finally:
             for name, value in before.items():
                 if value is None:
@@ -160,21 +202,25 @@ class Workers:
                 else:
                     os.environ[name] = value
         theirs.close()
+        worker.homes[role] = Home(process, ours)
 
-    def _dismiss(self, worker: Worker) -> None:
-        """Let an idle worker end by itself, so that its libraries tidy up after themselves."""
-        if worker.pipe is not None and worker.job is None and worker.process.is_alive():
-            worker.pipe.send(None)
-            worker.process.join(DISMISS_SECONDS)
+    def _dismiss(self, worker: Worker, role: str) -> None:
+        """Let an idle process end by itself, so that its libraries tidy up after themselves."""
+        home = worker.homes[role]
+        if home.process.is_alive():
+            home.pipe.send(None)
+            home.process.join(DISMISS_SECONDS)
 
-    def _stop(self, worker: Worker) -> None:
-        if worker.pipe is not None:
-            worker.pipe.close()
-        if worker.process is not None:
-            # Nothing to save: finished artefacts are on disk, unfinished ones are redone.
-            worker.process.kill()
-            worker.process.join()
-        worker.process = worker.pipe = worker.job = None
+    def _stop(self, worker: Worker, role: str) -> None:
+        home = worker.homes.pop(role)
+        home.pipe.close()
+        # Nothing to save: finished artefacts are on disk, unfinished ones are redone.
+        home.process.kill()
+        home.process.join()
+
+
+def _overdue(worker: Worker) -> bool:
+    return worker.limit is not None and time.monotonic() - worker.started > worker.limit
 
 
 def _serve(

@@ -19,20 +19,26 @@ _PLAIN = re.compile(r"([+-]?)(\d*)(?:\.(\d*))?")
 _WRAPPED = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
 
 
-def extract(response: str) -> str | None:
-    r"""Return the final answer: after the last `####`, else the last `\boxed{}`, else last number.
+def located(response: str) -> tuple[str | None, str]:
+    r"""Return the final answer and the rule that found it.
 
-    None where the response has none, also where the mark is there with nothing behind it.
+    It stands after the last `####`, else in the last `\boxed{}`, else it is the last number. None
+    where the response has none, also where the mark is there with nothing behind it.
     """
     _, mark, after = response.rpartition(MARK)
     if mark:
         lines = after.strip().splitlines()
-        return lines[0].strip() or None if lines else None
+        return (lines[0].strip() or None if lines else None), MARK
     boxed = _last_boxed(response)
     if boxed is not None:
-        return boxed or None
+        return boxed or None, "boxed"
     numbers = _NUMBER.findall(response)
-    return numbers[-1] if numbers else None
+    return (numbers[-1], "last number") if numbers else (None, "none")
+
+
+def extract(response: str) -> str | None:
+    """Return the final answer, as `located` finds it."""
+    return located(response)[0]
 
 
 def is_correct(response: str, answer: str) -> bool:

@@ -5,20 +5,32 @@ A job is one stage, or all tasks of one checkpoint, which share an engine.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.executors import Report
 from harness.selector import Progress
+from harness.settings import Limits
 from harness.stage import Stage
 from harness.store import LOG, Store
+
+if TYPE_CHECKING:
+    from harness.host import Host
+
+
+ANSWERING = frozenset({"samples", "answers"})
+"""Kinds of stages that are made by an engine alone, in a process that keeps it."""
+WORK, EVALUATE = "work", "evaluate"
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,19 @@ class Job:
     store: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
     verbose: bool = False
+    limits: Limits = field(default_factory=Limits)
+    attempt: int = 0
+
+    @property
+    def role(self) -> str:
+        """The process that it runs in: engines live apart from training."""
+        return EVALUATE if self.stages[0].kind in ANSWERING else WORK
+
+    @property
+    def seconds(self) -> float | None:
+        """After how long it is taken to hang; None where nothing says so."""
+        limit = self.limits.seconds
+        return None if limit is None or self.role != EVALUATE else limit * len(self.stages)
 
     @property
     def label(self) -> str:
@@ -49,7 +74,7 @@ def run_job(job: Job, report: Report) -> dict[str, Any]:
     try:
         with captured(keep / LOG, job.verbose):
             try:
-                _make_all(job, store, progress)
+                _make_all(job, store, progress, report)
             except Exception:
                 traceback.print_exc()
                 raise
@@ -66,19 +91,57 @@ def run_job(job: Job, report: Report) -> dict[str, Any]:
     return {}
 
 
-def _make_all(job: Job, store: Store, progress: Progress) -> None:
-    from harness.build import Builder, Evaluation
+def _make_all(job: Job, store: Store, progress: Progress, report: Report) -> None:
+    from harness.build import Builder
 
     def provenance() -> Mapping[str, Any]:
         return job.provenance
 
     _import_heavy()
-    if job.stages[0].kind == "samples":
-        Evaluation(job.stages, store, progress, provenance, job.verbose).run()
+    if job.role == EVALUATE:
+        _evaluate(job, store, report, provenance)
         return
     for stage in job.stages:
         builder = Builder(stage, store, progress, provenance)
         store.make(stage.kind, stage.key, stage.recipe, builder.build, provenance)
+
+
+def _evaluate(
+    job: Job, store: Store, report: Report, provenance: Callable[[], Mapping[str, Any]]
+) -> None:
+    from harness.build import device
+    from harness.evaluation import Evaluation
+
+    def told(done: int, total: int) -> None:
+        report("answers", done, total)
+
+    evaluation = Evaluation(
+        store,
+        _host(),
+        device(),
+        told=told,
+        limits=job.limits,
+        attempt=job.attempt,
+        provenance=provenance,
+        verbose=job.verbose,
+    )
+    report("starting the engine", 0, None)
+    if job.stages[0].kind == "samples":
+        evaluation.samples(job.stages)
+        return
+    for stage in job.stages:
+        build = partial(evaluation.answers, stage)
+        store.make(stage.kind, stage.key, stage.recipe, build, provenance)
+
+
+@functools.cache
+def _host() -> Host:
+    """The engine of this process, kept from job to job until the process ends."""
+    from harness.host import Host
+
+    host = Host()
+    atexit.register(host.close)
+    return host
 
 
 def _import_heavy() -> None:

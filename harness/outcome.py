@@ -24,6 +24,7 @@ from harness.signals import parameters_of
 from harness.stage import Stage
 from harness.store import Artefact, Store, digest
 from harness.subset import read_scores, read_subset
+from harness.tasks import benchmark
 
 STABILITY = "stability.parquet"
 """A selector's own table of how stable its choice is, by the number of kept examples."""
@@ -107,6 +108,7 @@ def done(cell: Cell, plan: Plan, protocol: str, store: Store, folder: Path) -> d
         "selection": None,
         "n_examples": 0,
         "accuracy": {task: a.info["accuracy"] for task, a in samples.items()},
+        "engine": first.info.get("engine"),
         "train": None,
         "provenance": {**first.meta["provenance"], "created": first.meta["created"]},
     }
@@ -244,6 +246,7 @@ def write_pools(plan: Plan, store: Store, folder: Path) -> None:
 def facts(plan: Plan, store: Store) -> dict[str, Any]:
     """What footnotes and provenance need besides the records, by arm."""
     found: dict[str, Any] = {"engine": dict(plan.engine), "arms": {}}
+    found["tasks"] = {t: _task_facts(s, store) for t, s in plan.cells[0].samples.items()}
     for arm, pool in plan.pools.items():
         entry: dict[str, Any] = {}
         if plan.experiment.pool.testbed is not None:
@@ -257,6 +260,25 @@ def facts(plan: Plan, store: Store) -> dict[str, Any]:
         found["arms"][arm] = entry
     proofs = [store.get(stage.kind, stage.key) for stage in plan.proofs]
     found["disjoint"] = [made.info["problems"] for made in proofs if made is not None]
+    return found
+
+
+def _task_facts(samples: Stage, store: Store) -> dict[str, Any]:
+    """How a task is asked and graded, and of how many items it consists."""
+    items, inputs = samples.parents["items"], samples.inputs
+    made = store.get(items.kind, items.key)
+    kind = inputs.get("kind", "plain")
+    found = {
+        "items": None if made is None else made.info["items"],
+        "max_tokens": inputs["max_tokens"],
+        "grader": kind if kind == "plain" else f"{kind}, version {inputs['grader']}",
+        "version": None,
+        "source": "testbed" if "testbed" in items.inputs else "a file of the experiment",
+    }
+    if "benchmark" in items.inputs:
+        task = benchmark(items.inputs["benchmark"])
+        copy = "a local file" if "file" in items.inputs else f"{task.hub}@{task.revision[:12]}"
+        found |= {"version": task.version, "source": copy}
     return found
 
 

@@ -12,20 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import plugins, testbed
-from harness.config import (
-    DECODING,
-    ArmConfig,
-    DataConfig,
-    Experiment,
-    PoolConfig,
-    Row,
-    locate,
-)
-from harness.evaluate import engine_version, resolve_engine, task_digest
+from harness import plugins
+from harness.config import ArmConfig, Experiment, PoolConfig, Row
+from harness.ingredients import Ingredients
 from harness.selector import NEEDS, ScoreSelector, Selector, Warmup
 from harness.stage import Stage, signal_versions
-from harness.store import tree_digest
 
 
 @dataclass(frozen=True)
@@ -71,11 +62,14 @@ class Plan:
         )
 
 
-def make(experiment: Experiment, file: Path) -> Plan:
-    """Lay out every cell of `experiment`, which was read from `file`."""
+def make(experiment: Experiment, file: Path, task_data: Path | None = None) -> Plan:
+    """Lay out every cell of `experiment`, which was read from `file`.
+
+    `task_data`: folder with the benchmarks' files; None takes them from the hub.
+    """
     discovered = tuple(plugins.names()) if experiment.discover else ()
     rows = experiment.rows(discovered)
-    builder = _Builder(experiment, file)
+    builder = Ingredients(experiment, file, task_data)
     cells: list[Cell] = []
     pools: dict[str, Stage] = {}
     queries: dict[str, Mapping[str, Stage]] = {}
@@ -88,133 +82,14 @@ def make(experiment: Experiment, file: Path) -> Plan:
             queries[arm.name] = layout.query_parents()
         if experiment.pool.testbed is not None:
             proofs.append(builder.proof(layout.pool, arm.name))
-    engine = {"name": builder.engine, "version": engine_version(builder.engine)}
+    engine = builder.engine_inputs
     return Plan(experiment, file, rows, tuple(cells), tuple(proofs), pools, queries, engine)
-
-
-class _Builder:
-    """Stages that all arms share."""
-
-    def __init__(self, experiment: Experiment, file: Path) -> None:
-        self.experiment = experiment
-        self.file = file
-        self.engine = resolve_engine(experiment.evaluate.engine)
-        self.base, self.tokenizer = self._model()
-        self.queryset = self._queryset()
-        self.items = {task: self._items(task) for task in experiment.evaluate.tasks}
-
-    def _model(self) -> tuple[Stage, Stage]:
-        model = self.experiment.model
-        if model.base.startswith("testbed:"):
-            name = model.base.removeprefix("testbed:")
-            if name not in testbed.BASES:
-                raise ValueError(
-                    f"{self.file}: model.base = {model.base!r}; "
-                    f"expected one of {[f'testbed:{n}' for n in testbed.BASES]}"
-                )
-            tokenizer = Stage("tokenizer", "tokenizer", {"testbed": "chain"})
-            spec = {**asdict(testbed.BASES[name]), "seed": model.seed}
-            inputs: dict[str, Any] = {"spec": spec}
-            return Stage("base", "base model", inputs, {"tokenizer": tokenizer}), tokenizer
-        folder = Path(model.base)
-        if folder.is_dir():
-            inputs = {"digest": tree_digest(folder)}
-            external = Stage("model", "base model", inputs, where={"path": str(folder.resolve())})
-        elif model.revision is None:
-            raise ValueError(
-                f"{self.file}: model.base = {model.base!r} without revision; expected the hash of "
-                "a commit for a hub model, a local folder, or 'testbed:small'"
-            )
-        else:
-            inputs = {"name": model.base, "revision": model.revision}
-            external = Stage("model", "base model", inputs)
-        return external, external
-
-    def data(self, config: DataConfig) -> tuple[dict[str, Any], dict[str, str]]:
-        """Hashed inputs and unhashed whereabouts of a data set."""
-        values = config.model_dump(exclude={"dataset", *DECODING}, exclude_none=True)
-        values["max_tokens"] = self.experiment.train.max_tokens
-        if config.testbed is not None:
-            return {"testbed": config.testbed, **values}, {}
-        if not config.local:
-            return {"dataset": config.dataset, **values}, {}
-        path = locate(config.dataset, self.file)
-        return {"file": tree_digest(path), **values}, {"path": str(path.resolve())}
-
-    def _queryset(self) -> Stage | None:
-        if self.experiment.query is None:
-            return None
-        inputs, where = self.data(self.experiment.query)
-        return Stage("queryset", "query set", inputs, {"tokenizer": self.tokenizer}, where)
-
-    def _items(self, task: str) -> Stage:
-        parents = {"tokenizer": self.tokenizer}
-        local = {entry.name: entry for entry in self.experiment.task}
-        if task in local:
-            entry = local[task]
-            path = locate(entry.data, self.file)
-            inputs = entry.model_dump(exclude={"data", "name"}, exclude_none=True)
-            inputs |= {"file": tree_digest(path), "template": self.experiment.pool.template}
-            where = {"path": str(path.resolve())}
-            return Stage("items", f"items of {task}", inputs, parents, where)
-        if task not in testbed.TASKS:
-            known = [*testbed.TASKS, *local]
-            raise ValueError(
-                f"{self.file}: evaluate.tasks holds {task!r}; expected one of {known} "
-                "(a local file becomes a task with a [[task]] table)"
-            )
-        evaluate = self.experiment.evaluate
-        inputs = {"testbed": task, "items": evaluate.items, "seed": evaluate.seed}
-        return Stage("items", f"items of {task}", inputs, parents)
-
-    def proof(self, pool: Stage, arm: str) -> Stage:
-        """That pool, query set and tasks share no problem."""
-        parents = {"pool": pool, **{f"items:{k}": v for k, v in self.items.items()}}
-        if self.queryset is not None:
-            parents["queryset"] = self.queryset
-        return Stage("proof", f"proof that the data sets are disjoint ({arm})", {}, parents)
-
-    def samples(self, model: Stage, seed: int | None, label: str) -> dict[str, Stage]:
-        """One stage per task over `model`, a checkpoint or the base."""
-        evaluate = self.experiment.evaluate
-        decoding: dict[str, Any] = {
-            "decodes": evaluate.decodes,
-            "temperature": evaluate.temperature,
-            "max_tokens": evaluate.max_tokens,
-            "engine": {"name": self.engine, "version": engine_version(self.engine)},
-            "threads": self.experiment.train.threads,
-        }
-        if evaluate.temperature > 0:
-            decoding["seed"] = seed
-        return {
-            task: Stage(
-                "samples",
-                f"{task} of {label}",
-                {"task": task, "yaml": task_digest(task), **decoding},
-                {"model": model, "items": items},
-            )
-            for task, items in self.items.items()
-        }
-
-    def answers(self, model: Stage, label: str) -> Stage:
-        """The query set answered by `model`."""
-        assert self.queryset is not None
-        assert self.experiment.query is not None
-        inputs: dict[str, Any] = {
-            "max_tokens": self.experiment.evaluate.max_tokens,
-            "engine": {"name": self.engine, "version": engine_version(self.engine)},
-        }
-        if self.experiment.query.decoding:
-            inputs["decoding"] = self.experiment.query.decoding
-        return Stage(
-            "answers", f"query answers {label}", inputs, {"model": model, "queryset": self.queryset}
-        )
 
 
 class _Arm:
     """The stages of one variant of the pool."""
 
-    def __init__(self, builder: _Builder, arm: ArmConfig, rows: tuple[Row, ...]) -> None:
+    def __init__(self, builder: Ingredients, arm: ArmConfig, rows: tuple[Row, ...]) -> None:
         self.builder = builder
         self.experiment = builder.experiment
         self.name = arm.name
@@ -337,10 +212,7 @@ class _Arm:
         inputs |= self._signals(selector)
         parents = {"pool": self.pool, **self._needed(selector, fraction, seed)}
         if needs_engine(selector):
-            inputs["engine"] = {
-                "name": self.builder.engine,
-                "version": engine_version(self.builder.engine),
-            }
+            inputs["engine"] = self.builder.engine_inputs
         group = config.selector if selector.requirements() else None
         if isinstance(selector, ScoreSelector):
             label = self._label(row, fraction, inputs).replace("subset", "scores", 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ import tomli_w
 
 from harness import outcome, record
 from harness.executors import Outcome, Workers, available_cores
-from harness.job import Job, run_job
+from harness.job import EVALUATE, Job, run_job
 from harness.plan import Cell, Plan
+from harness.settings import Limits
 from harness.stage import EXTERNAL, Stage, together
 from harness.store import Store, digest
 from harness.view import View
@@ -26,6 +27,10 @@ from harness.view import View
 RETRIES = 1
 """How often a job is tried again after its worker process died."""
 POLL_SECONDS = 0.25
+IN_A_ROW = 8
+"""Jobs of a role on a GPU, before those of another role that are more urgent have their turn."""
+LOG_LINES = 20
+"""Of a failed job's log, in the record of its cells."""
 
 
 @dataclass
@@ -77,6 +82,7 @@ class Run:
         results: folder of this experiment's records.
         workers: worker processes; None for one per available core (one on a GPU).
         only: selector or row names to run, None for all.
+        limits: what this run overrides of the engines' set-up, and the seconds for a task.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class Run:
         workers: int | None = None,
         only: str | None = None,
         verbose: bool = False,
+        limits: Limits | None = None,
         code: Path = Path(__file__).parent.parent,
     ) -> None:
         self.plan = plan
@@ -98,6 +105,7 @@ class Run:
         threads = plan.experiment.train.threads
         self.workers = workers or (1 if self.gpu else max(1, available_cores() // threads))
         self.verbose = verbose
+        self.limits = limits or Limits()
         self.provenance = {
             **record.provenance(code, "cuda" if self.gpu else "cpu", plan.engine),
             "threads": threads,
@@ -107,6 +115,7 @@ class Run:
         self.failures: dict[str, tuple[Stage, Mapping[str, Any]]] = {}
         self.tries: dict[str, int] = {}
         self.open_cells: list[Cell] = []
+        self.last_role, self.in_a_row = "", 0
 
     def execute(self, view: View) -> Summary:
         """Make what is missing; return what happened. KeyboardInterrupt passes through."""
@@ -124,7 +133,8 @@ class Run:
                 min(self.workers, len(jobs)),
                 run_job,
                 threads=self.plan.experiment.train.threads,
-                recycle=self.gpu,
+                exclusive=self.gpu,
+                kept=(EVALUATE,),
             ) as workers:
                 self._schedule(jobs, workers, view)
         for cell in self.open_cells:
@@ -155,8 +165,9 @@ class Run:
         for key, stage in needed.items():
             name = stage.parents["model"].key + "-samples" if stage.kind == "samples" else key
             groups.setdefault(name, []).append(stage)
+        root = str(self.store.root.resolve())
         jobs = [
-            Job(tuple(group), str(self.store.root.resolve()), self.provenance, self.verbose)
+            Job(tuple(group), root, self.provenance, self.verbose, self.limits)
             for group in groups.values()
         ]
         return sorted(jobs, key=lambda job: -urgency(job, weight))
@@ -198,12 +209,21 @@ class Run:
 
     def _next(self, waiting: list[Job], workers: Workers) -> Job | None:
         busy = {s.group for w in workers.busy for s in w.job.stages if s.group is not None}
-        for job in waiting:
-            if any(stage.group in busy for stage in job.stages):
-                continue
-            if all(self._ready(stage) for stage in job.stages):
-                return job
-        return None
+        ready = [
+            job
+            for job in waiting
+            if not any(stage.group in busy for stage in job.stages)
+            and all(self._ready(stage) for stage in job.stages)
+        ]
+        if not ready:
+            return None
+        job = ready[0]
+        if self.gpu and self.in_a_row < IN_A_ROW:
+            # One engine serves many checkpoints, but gives its memory up for every training run.
+            job = next((other for other in ready if other.role == self.last_role), job)
+        self.in_a_row = self.in_a_row + 1 if job.role == self.last_role else 1
+        self.last_role = job.role
+        return job
 
     def _ready(self, stage: Stage) -> bool:
         return all(
@@ -230,13 +250,14 @@ class Run:
             return
         if ended.died and self.tries.get(first.key, 0) < RETRIES:
             self.tries[first.key] = self.tries.get(first.key, 0) + 1
-            waiting.insert(0, job)
+            waiting.insert(0, replace(job, attempt=job.attempt + 1))
             view.note(f"{job.label}: {ended.error['message']}; trying once more")
             return
+        log = self.store.logged(first.kind, first.key)
+        error = {**ended.error, "log": tail(log)} if log else ended.error
         for stage in job.stages:
             if not self.store.has(stage.kind, stage.key):
-                self.failures[stage.key] = (stage, ended.error)
-        log = self.store.logged(first.kind, first.key)
+                self.failures[stage.key] = (stage, error)
         view.note(
             f"FAILED {job.label}: {ended.error['message']}" + (f" (log: {log})" if log else "")
         )
@@ -307,6 +328,12 @@ def urgency(job: Job, weight: Mapping[str, int]) -> float:
     if job.stages[0].kind == "samples":
         return len(job.stages) + 0.5
     return max(weight[stage.key] for stage in job.stages)
+
+
+def tail(log: Path, lines: int = LOG_LINES) -> str:
+    """The end of a log."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    return "\n".join(text.splitlines()[-lines:])
 
 
 def has_gpu() -> bool:

@@ -213,8 +213,10 @@ class Signals:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from harness.evaluate import Decoding, Engine
-        from harness.grade import is_correct
+        from harness.decoding import Decoding
+        from harness.grading import open_grader
+        from harness.host import Engine
+        from harness.settings import Settings
 
         model, pool = self.stage.parents["model"], self.pool
         answers = pool.column("answer")
@@ -233,13 +235,18 @@ class Signals:
             prompt = max(map(len, prompts))
             length = min(prompt + int(pool.response_lengths.max()), positions_of(folder_in))
             decoding = Decoding(max_tokens=length - prompt, decodes=k, temperature=temperature)
-            name = self.stage.inputs["engine"]["name"]
-            with Engine(folder_in, name, length, device=self.device) as engine:
+            engine_name = self.stage.inputs["engine"]["name"]
+            settings = Settings(engine_name, length, device=self.device)
+            with Engine(folder_in, settings) as engine:
                 completions = engine.generate(prompts, decoding)
-            correct = [
-                [is_correct(c.text, answer) for c in row]
-                for row, answer in zip(completions, answers, strict=True)
-            ]
+            grader = open_grader(self.stage.parents["pool"].inputs.get("kind", "plain"))
+            try:
+                correct = [
+                    [grader.grade(c.text, answer).correct for c in row]
+                    for row, answer in zip(completions, answers, strict=True)
+                ]
+            finally:
+                grader.close()
             table = pa.table({"id": pool.ids, "correct": correct})
             pq.write_table(table, folder / "decodes.parquet")
             tokens = sum(len(c.ids) for row in completions for c in row)

@@ -31,7 +31,7 @@ VERSIONS: Mapping[str, int] = {
     "scores": 1,
     "subset": 1,
     "checkpoint": 1,
-    "samples": 1,
+    "samples": 2,
     "retraining": 1,
     "prediction": 1,
 }

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from harness.checkpoint import save
 from harness.isolation import isolated
 from harness.pool import Pool, collate
 from harness.selector import Progress, no_progress
@@ -33,9 +32,6 @@ from harness.watch import TrainingDiverged, Watch
 if TYPE_CHECKING:
     import torch
     from transformers import Trainer
-
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*.pt", "*.pth", "*.gguf")
-NOT_TOKENIZER = ("config.json", "generation_config.json", "train_log.json")
 
 
 class StepEnd(Protocol):
@@ -171,7 +167,7 @@ def train(
         trainer.train()
         watch.settle()
         _check_weights(model, len(watch.losses))
-        _save(model, model_dir, out, recipe)
+        save(model, model_dir, out, recipe.method, recipe.precision)
         del model, trainer
         _release(device)
     lengths = np.array([len(tokens) for tokens in subset.input_ids])
@@ -413,20 +409,6 @@ def _check_weights(model: Any, step: int) -> None:
             raise TrainingDiverged(step, f"weight {name} is not finite")
 
 
-def _save(model: Any, model_dir: Path, out: Path, recipe: Recipe) -> None:
-    """Weights, config and the base model's tokenizer files, as one ordinary model folder."""
-    import torch
-
-    if recipe.method == "lora":
-        model = model.float().merge_and_unload()  # merged in float32, rounded once below
-    if recipe.precision == "bfloat16":
-        model = model.to(torch.bfloat16)
-    model.config.use_cache = True  # the Trainer switched it off
-    model.save_pretrained(out)
-    for source in sorted(_tokenizer_files(model_dir)):
-        shutil.copyfile(source, out / source.name)
-
-
 def _release(device: str) -> None:
     """Give GPU memory back now: the Trainer's reference cycles would keep it for the next cell."""
     if device == "cpu":
@@ -437,10 +419,3 @@ def _release(device: str) -> None:
 
     gc.collect()
     torch.cuda.empty_cache()
-
-
-def _tokenizer_files(model_dir: Path) -> Iterable[Path]:
-    for path in model_dir.iterdir():
-        weight = any(path.match(pattern) for pattern in WEIGHT_FILES)
-        if path.is_file() and not weight and path.name not in NOT_TOKENIZER:
-            yield path

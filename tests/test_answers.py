@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from harness.answers import grade_file
 from harness.cli import app
-from harness.grading import BENCHMARKS, benchmark
+from harness.tasks import benchmark
 
 RIGHT = {"response": "3 * 6\n#### 18", "answer": "so #### 18", "model": "m"}
 WRONG = {"response": "#### 17", "answer": "18"}
@@ -111,4 +111,4 @@ def test_other_columns_and_words(write):
     assert found.exit_code == 0, found.output
     assert "math500: 1 of 1 correct, 100.0%" in found.stdout
     assert "answers found by: boxed 1" in found.stdout
-    assert f"has {BENCHMARKS['math500'].items}" in found.stdout
+    assert f"has {benchmark('math500').items}" in found.stdout

@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 
 from harness import evaluate, testbed
-from harness.engine import cache_bytes, item_seed
+from harness.decoding import Decoding, item_seed
 from harness.environment import vllm_build
-from harness.evaluate import Decoding, Engine, Task, default_engine, resolve_engine, task_digest
-from harness.grade import extract, is_correct
+from harness.evaluate import Task, default_engine, resolve_engine
+from harness.grade import extract, is_correct, located
+from harness.grading import PlainGrader, Verdict
+from harness.host import Engine
+from harness.settings import Settings, cache_bytes
+from harness.tasks import BENCHMARKS, TASKS, task_digest, task_file
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lm_eval")
@@ -71,7 +75,7 @@ def open_engine(checkpoint):
 
     def get(name: str) -> Engine:
         if name not in started:
-            started[name] = Engine(checkpoint, name, LENGTH)
+            started[name] = Engine(checkpoint, Settings(name, LENGTH))
         return started[name]
 
     yield get
@@ -235,7 +239,7 @@ def test_engine_leaves_no_traces(name, checkpoint, tasks, capfd) -> None:
         return sum(t.nbytes for t in gc.get_objects() if type(t) is torch.Tensor)
 
     def once() -> None:
-        with Engine(checkpoint, name, LENGTH) as engine:
+        with Engine(checkpoint, Settings(name, LENGTH)) as engine:
             assert torch.get_num_threads() == 1
             engine.evaluate(tasks[:1], Decoding(max_tokens=4))
         engine.close()
@@ -276,7 +280,7 @@ def test_failed_start_leaves_no_traces(checkpoint, tmp_path, monkeypatch) -> Non
         torch.set_num_threads,
     )
     with pytest.raises(OSError, match="safetensors"):
-        Engine(tmp_path, "hf", LENGTH, threads=2)
+        Engine(tmp_path, Settings("hf", LENGTH, threads=2))
     assert torch.get_num_threads() == threads
     assert torch.set_num_threads is set_threads
     assert dict(os.environ) == environment
@@ -292,7 +296,8 @@ def _scripted(texts: list[str]):
             prompts = [request.args[0] for request in requests]
             assert all(request.args[1]["until"] == [] for request in requests)
             self.lengths = {
-                (tuple(map(ord, p)), None): len(t) for p, t in zip(prompts, texts, strict=True)
+                (tuple(map(ord, p)), None): (len(t), len(t) == 8)
+                for p, t in zip(prompts, texts, strict=True)
             }
             return texts
 
@@ -312,27 +317,33 @@ def _scored(tmp_path: Path) -> list[bool]:
     rows = [{"id": f"i{n}", "prompt": f"p{n}?", "answer": str(n)} for n in range(4)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     engine = object.__new__(Engine)
-    engine.verbose, engine.max_length = False, 99
-    engine._model = _scripted(["x=0 #### 0", "#### 2", "2.0", "nothing"])
+    engine.verbose, engine.told, engine.weights = False, None, "held"
+    engine.settings = Settings("hf", 99)
+    engine._model = _scripted(["x #### 0", "#### 2", "2.0", "nothing"])
     frame = engine.evaluate([Task("chain_core", path)], Decoding(max_tokens=8))
     assert list(frame["answer"].fillna("-")) == ["0", "2", "2.0", "-"]
-    assert list(frame["tokens"]) == [10, 6, 3, 7]
+    assert list(frame["tokens"]) == [8, 6, 3, 7]
+    assert list(frame["rule"]) == ["####", "####", "last number", "none"]
+    assert list(frame["truncated"]) == [True, False, False, False]
+    assert set(frame["weights"]) == {"held"}
     return list(frame["correct"])
 
 
 def test_scores_are_those_of_the_grader(tmp_path, monkeypatch) -> None:
     assert _scored(tmp_path) == [True, False, True, False]
-    monkeypatch.setattr(evaluate, "is_correct", lambda response, answer: True)
+    monkeypatch.setattr(
+        PlainGrader, "grade", lambda self, response, answer: Verdict(True, *located(response))
+    )
     assert _scored(tmp_path) == [True] * 4  # a wrong grader shows
 
 
 def test_task_files_neither_cut_nor_sample() -> None:
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    names = {path.stem for path in evaluate.TASKS.glob("*.yaml")}
-    assert names == {*testbed.TASKS, "local"}
+    names = {path.stem for path in TASKS.rglob("*.yaml")}
+    assert names == {*testbed.TASKS, *BENCHMARKS, "local"}
     for name in names:
-        config = load_yaml(evaluate.TASKS / f"{name}.yaml")
+        config = load_yaml(task_file(name))
         assert config["task"] == config["dataset_kwargs"]["name"] == name
         assert config["generation_kwargs"]["until"] == []
         assert config["generation_kwargs"]["do_sample"] is False
@@ -362,7 +373,7 @@ def test_items_are_checked(tmp_path, line, problem) -> None:
     path = tmp_path / "items.jsonl"
     path.write_text(json.dumps({"id": "x", "prompt": "p?", "answer": "1"}) + "\n" + line + "\n")
     with pytest.raises(ValueError, match=problem):
-        evaluate.documents({"t": str(path)}, "t")
+        evaluate.documents({"t": {"path": str(path), "kind": "plain"}}, "t")
 
 
 def test_decoding_is_checked() -> None:

@@ -4,18 +4,17 @@ A response is text that a model wrote: nothing of it is ever evaluated as code, 
 hold a run up (see equivalence.py). How an answer was found is part of its verdict.
 """
 
-from harness.grading.benchmark import BENCHMARKS, Benchmark, benchmark
 from harness.grading.equivalence import Comparer
 from harness.grading.extraction import Extracted, extract
-from harness.grading.verdict import Grader, Verdict
+from harness.grading.verdict import KINDS, Grader, PlainGrader, Verdict, open_grader
 
 __all__ = [
-    "BENCHMARKS",
-    "Benchmark",
+    "KINDS",
     "Comparer",
     "Extracted",
     "Grader",
+    "PlainGrader",
     "Verdict",
-    "benchmark",
     "extract",
+    "open_grader",
 ]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Self
+from typing import Literal, Protocol, Self, get_args
 
-from harness.grade import normalise
+from harness.grade import located, normalise
 from harness.grading.equivalence import Comparer
 from harness.grading.extraction import Extracted, Kind, extract
 
 VERSION = 1
 """Of everything that a verdict depends on; a change of any rule raises it."""
 TIMEOUT = "timeout"
+AnyKind = Kind | Literal["plain"]
+"""`plain`: numbers compared exactly, all else as text; what the testbed and own files need."""
+KINDS: tuple[AnyKind, ...] = ("plain", *get_args(Kind))
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,47 @@ class Verdict:
     correct: bool
     extracted: str | None
     rule: str
+
+
+class AnyGrader(Protocol):
+    """What grades responses."""
+
+    def grade(self, response: str, answer: str) -> Verdict:
+        """Whether the final answer of `response` is `answer`."""
+
+    def reference(self, answer: str) -> str:
+        """The bare answer in `answer`; ValueError where it holds none."""
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+
+
+class PlainGrader:
+    """Numbers compared exactly, all else as text; owns nothing."""
+
+    def grade(self, response: str, answer: str) -> Verdict:
+        """Whether the final answer of `response` is `answer`, a bare one."""
+        found, rule = located(response)
+        right = found is not None and normalise(found) == normalise(answer)
+        return Verdict(right, found, rule)
+
+    def reference(self, answer: str) -> str:
+        """The answer behind a mark, else all of it."""
+        found, rule = located(answer)
+        bare = answer.strip() if found is None or rule.startswith("last") else found
+        if not bare:
+            raise ValueError(f"answer is {_short(answer)}; expected an answer")
+        return bare
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def open_grader(kind: AnyKind) -> AnyGrader:
+    """A grader of answers of that kind."""
+    if kind not in KINDS:
+        raise ValueError(f"kind of answers {kind!r}; expected one of {', '.join(KINDS)}")
+    return PlainGrader() if kind == "plain" else Grader(kind)
 
 
 class Grader:
