@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import dataclass
 
 import pytest
 
@@ -87,3 +88,61 @@ def test_workers_end_with_a_killed_parent(tmp_path):
                 return
         time.sleep(0.05)
     pytest.fail(f"worker {worker} outlived its parent")
+
+
+@dataclass(frozen=True)
+class Errand:
+    """A job with a role and a time limit."""
+
+    what: str
+    role: str = "work"
+    seconds: float | None = None
+
+
+KEPT = []
+"""Grows with every errand that this process has done."""
+
+
+def errand(job, report):
+    if job.what == "hang":
+        report("waiting", 3, 8)
+        time.sleep(600)
+    KEPT.append(job.what)
+    return os.getpid(), len(KEPT)
+
+
+def test_each_role_has_a_process_of_its_own_that_is_kept():
+    with Workers(1, errand) as workers:
+        done = []
+        for role in ("work", "evaluate", "work", "evaluate"):
+            workers.submit(Errand("go", role))
+            done += [outcome.result for outcome in drain(workers, 1)]
+    first, second, third, fourth = done
+    assert (first[0], second[0]) == (third[0], fourth[0])
+    assert first[0] != second[0]
+    assert [count for _, count in done] == [1, 1, 2, 2]
+
+
+def test_an_exclusive_device_is_given_up_for_another_role():
+    roles = ("evaluate", "evaluate", "work", "work", "evaluate")
+    with Workers(1, errand, exclusive=True, kept=("evaluate",)) as workers:
+        done = []
+        for role in roles:
+            workers.submit(Errand("go", role))
+            done += [outcome.result for outcome in drain(workers, 1)]
+            running = workers.workers[0].homes
+            assert list(running) == ([] if role == "work" else ["evaluate"])
+    pids = [pid for pid, _ in done]
+    assert pids[0] == pids[1]  # kept while nothing else needs the device
+    assert len(set(pids)) == 4  # training: a fresh process for every job
+
+
+def test_a_job_that_hangs_is_given_up_and_its_worker_goes_on():
+    with Workers(1, errand) as workers:
+        workers.submit(Errand("hang", seconds=1.0))
+        (given_up,) = drain(workers, 1)
+        assert given_up.died
+        assert given_up.job.what == "hang"
+        assert "time limit of 1 s (3 of 8)" in given_up.error["message"]
+        workers.submit(Errand("go", seconds=60.0))
+        assert drain(workers, 1)[0].result[1] == 1

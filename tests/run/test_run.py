@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 from harness import build, config, plan, record
 from harness import run as running
 from harness.job import reporting
+from harness.settings import Limits
+from harness.store import LOG as LOG_FILE
 from harness.store import Store
 from harness.view import View
 from harness.watch import TrainingDiverged
@@ -47,7 +50,15 @@ def pretend(job, report):
     store = Store(Path(job.store))
     for stage in job.stages:
         if os.environ.get("PRETEND_STOP") == stage.label:
+            if "PRETEND_ATTEMPTS" in os.environ:
+                with open(os.environ["PRETEND_ATTEMPTS"], "a") as file:
+                    file.write(f"{job.attempt} ")
             os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ.get("PRETEND_HANG") == stage.label:
+            folder = store.failure_folder(job.stages[0].kind, job.stages[0].key)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / LOG_FILE).write_text("\n".join(f"line {n}" for n in range(50)))
+            time.sleep(600)
         if os.environ.get("PRETEND_DIVERGE") == stage.label:
             raise TrainingDiverged(3, "loss is nan")
         if stage.kind not in ("base", "checkpoint", "samples"):
@@ -137,6 +148,28 @@ def test_a_worker_that_dies_twice_fails_its_cell_only(world, monkeypatch):
     summary = world.run()
     assert list(summary.failed) == ["random@0.5#0"]
     assert "died" in world.newest()["random@0.5#0"]["error"]["message"]
+
+
+def test_an_evaluation_that_hangs_is_tried_again_and_fails_with_its_log(world, monkeypatch):
+    monkeypatch.setenv("PRETEND_HANG", "chain_core of length@0.5#0")
+    summary = world.run(limits=Limits(seconds=1.0))
+    assert list(summary.failed) == ["length@0.5#0"]
+    error = world.newest()["length@0.5#0"]["error"]
+    assert error["message"].startswith("no end after the time limit of 2 s")  # of its two tasks
+    assert error["log"].splitlines() == [f"line {n}" for n in range(30, 50)]
+    assert sum(e["status"] == "done" for e in world.newest().values()) == 10
+    monkeypatch.delenv("PRETEND_HANG")
+    again = world.run()
+    assert (again.failed, again.found) == ({}, 10)
+
+
+def test_a_job_that_died_is_begun_with_fewer_sequences(world, monkeypatch, tmp_path):
+    path = tmp_path / "attempts"
+    monkeypatch.setenv("PRETEND_ATTEMPTS", str(path))
+    monkeypatch.setenv("PRETEND_STOP", "chain_far of random@0.5#1")
+    summary = world.run()
+    assert list(summary.failed) == ["random@0.5#1"]
+    assert path.read_text().split() == ["0", "1"]
 
 
 def test_records_are_the_same_after_they_were_lost(world):
