@@ -72,7 +72,11 @@ def render(results: Results, table: pd.DataFrame, drawn: Mapping[str, Sequence[P
         facts=_facts(results),
         reference=results.reference,
         blocks=tables.blocks(results, table),
-        tasks=[(task, tables.blocks(results, table, task)) for task in results.tasks],
+        extras=tables.extras(table),
+        tasks=[
+            (task, tables.blocks(results, table, task), tables.extras(table, task))
+            for task in results.tasks
+        ],
         failures=wording.failures(results),
         notes=[note for note in wording.notes(results, table) if note != wording.TESTBED_NOTE],
         figures=[_figure(results, table, name, paths) for name, paths in drawn.items()],

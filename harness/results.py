@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import pyarrow.parquet
 
 from harness import record
 from harness.config import TESTBED, TESTBED_CONTROLS
@@ -25,8 +26,10 @@ MAIN = "main"
 BASE, FULL = "base", "full"
 CONTROLS = (BASE, FULL, *TESTBED_CONTROLS)
 """Rows that frame the selectors and are not ranked among them."""
-SAMPLE_COLUMNS = ["task", "item", "decode", "correct"]
-OUTCOME_COLUMNS = ["row", "fraction", "seed", *SAMPLE_COLUMNS]
+SAMPLE_COLUMNS = ["task", "item", "decode", "correct", "answer"]
+TRUNCATED = "truncated"
+"""Whether the token limit cut a response; samples stored before this was recorded lack it."""
+OUTCOME_COLUMNS = ["row", "fraction", "seed", *SAMPLE_COLUMNS, TRUNCATED]
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ def _outcomes(folder: Path, cells: list[Cell], tasks: tuple[str, ...]) -> pd.Dat
         if cell.status != "done":
             continue
         path = folder / cell.record["samples"]
-        samples = pd.read_parquet(path, columns=SAMPLE_COLUMNS)
+        samples = _samples(path)
         absent = [task for task in tasks if task not in set(samples["task"])]
         if absent:
             raise ValueError(f"{path}: no samples for {absent!r}; expected tasks {list(tasks)!r}")
@@ -201,6 +204,14 @@ def _outcomes(folder: Path, cells: list[Cell], tasks: tuple[str, ...]) -> pd.Dat
     if not frames:
         return pd.DataFrame(columns=OUTCOME_COLUMNS)
     return pd.concat(frames, ignore_index=True)
+
+
+def _samples(path: Path) -> pd.DataFrame:
+    """One cell's samples; missing in `TRUNCATED` means that it was not recorded."""
+    columns = [*SAMPLE_COLUMNS, TRUNCATED]
+    known = TRUNCATED in pyarrow.parquet.read_schema(path).names
+    samples = pd.read_parquet(path, columns=columns if known else SAMPLE_COLUMNS)
+    return samples.reindex(columns=columns).astype({TRUNCATED: "boolean"})
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:

@@ -13,17 +13,18 @@ from typing import Any
 
 import pandas as pd
 
-from harness import wording
+from harness import decodes, wording
 from harness.results import CONTROLS, Results
 from harness.wording import MEAN
 
 MAIN_COLUMNS = [
     "row", "fraction", "task", "mean", "ci_low", "ci_high", "sd_seeds", "n_seeds", "n_items",
     "diff", "diff_low", "diff_high", "p", "p_sign_flip", "p_holm", "verdict",
-    "select_seconds", "train_seconds", "eval_seconds",
+    "select_seconds", "train_seconds", "eval_seconds", *decodes.COLUMNS,
 ]  # fmt: skip
 KEYS = ["row", "fraction", "task"]
 COUNTS = ("n_seeds", "n_items")
+EXTRAS = ("pass_at_k", "majority")
 SECONDS = ("select_seconds", "train_seconds", "eval_seconds")
 PAGE_LINES = 32
 """Lines that one LaTeX table holds on a page, notes included."""
@@ -63,6 +64,7 @@ class Line:
     p: str
     verdict: str
     seeds: str
+    extras: tuple[str, ...]
     seconds: tuple[str, str, str]
 
     @property
@@ -76,6 +78,7 @@ class Line:
             self.p,
             self.verdict,
             self.seeds,
+            *self.extras,
             spent,
         ]
 
@@ -99,8 +102,10 @@ def main(results: Results, summary: pd.DataFrame) -> pd.DataFrame:
     ]
     table = pd.DataFrame(cells)
     if summary.empty:
-        summary = pd.DataFrame(columns=[c for c in MAIN_COLUMNS if c not in SECONDS])
-    table = table.merge(summary, on=KEYS, how="left", validate="one_to_one")
+        beside = (*SECONDS, *decodes.COLUMNS)
+        summary = pd.DataFrame(columns=[c for c in MAIN_COLUMNS if c not in beside])
+    for part in (summary, decodes.summarise(results.outcomes)):
+        table = table.merge(part, on=KEYS, how="left", validate="one_to_one")
     table["verdict"] = table["verdict"].astype(object)
     empty = table["status"].isin(["failed", "missing"])
     table.loc[empty, "verdict"] = table.loc[empty, "status"]
@@ -141,22 +146,32 @@ def order(results: Results, table: pd.DataFrame, rows: list[str]) -> list[str]:
 def blocks(results: Results, table: pd.DataFrame, task: str = MEAN) -> list[Block]:
     """The selectors per fraction, best first, then the controls."""
     part = table[table["task"] == task]
+    extra = bool(extras(table, task))
     found = []
     for fraction in results.fractions:
         lines = part[(part["fraction"] == fraction) & ~part["row"].isin(CONTROLS)]
         title = f"{wording.percent(fraction)} of the pool kept"
-        found.append(Block(title, _lines(results, lines)))
-    found.append(Block("Controls", _lines(results, part[part["row"].isin(CONTROLS)], True)))
+        found.append(Block(title, _lines(results, lines, extra)))
+    lines = part[part["row"].isin(CONTROLS)]
+    found.append(Block("Controls", _lines(results, lines, extra, controls=True)))
     return [block for block in found if block.lines]
 
 
-def _lines(results: Results, part: pd.DataFrame, controls: bool = False) -> tuple[Line, ...]:
+def extras(table: pd.DataFrame, task: str = MEAN) -> list[str]:
+    """Titles of the columns that stand only where items have several decodes; empty elsewhere."""
+    k = wording.several(table, task)
+    return [f"pass@{k}, %", "Majority, %"] if k else []
+
+
+def _lines(
+    results: Results, part: pd.DataFrame, extra: bool, controls: bool = False
+) -> tuple[Line, ...]:
     ranked = part.sort_values("mean", ascending=False, kind="stable", na_position="last")
     name_fraction = controls and len(results.fractions) > 1
-    return tuple(_line(results, entry, name_fraction) for _, entry in ranked.iterrows())
+    return tuple(_line(results, entry, extra, name_fraction) for _, entry in ranked.iterrows())
 
 
-def _line(results: Results, entry: pd.Series[Any], name_fraction: bool) -> Line:
+def _line(results: Results, entry: pd.Series[Any], extra: bool, name_fraction: bool) -> Line:
     cells = results.groups[entry["row"], entry["fraction"]]
     done = sum(cell.status == "done" for cell in cells)
     reference = entry["row"] == results.reference
@@ -173,11 +188,12 @@ def _line(results: Results, entry: pd.Series[Any], name_fraction: bool) -> Line:
         p=wording.NONE if reference else wording.p_value(entry["p_holm"]),
         verdict=entry["verdict"] if entry["verdict"] != "reference" else "",
         seeds=str(done) if done == len(cells) else f"{done} of {len(cells)}",
+        extras=tuple(wording.points(entry[name]) for name in EXTRAS) if extra else (),
         seconds=tuple(wording.seconds(entry[name]) for name in SECONDS),  # type: ignore[arg-type]
     )
 
 
-def headings(results: Results) -> list[str]:
+def headings(results: Results, table: pd.DataFrame) -> list[str]:
     """Column titles of the Markdown and LaTeX tables."""
     return [
         "Row",
@@ -186,6 +202,7 @@ def headings(results: Results) -> list[str]:
         "Holm p",
         "Verdict",
         "Seeds",
+        *extras(table),
         "Seconds: select / train / eval",
     ]
 
@@ -195,10 +212,13 @@ def markdown(results: Results, table: pd.DataFrame) -> str:
     title = results.experiment + ("" if results.arm == "main" else f", {results.arm}")
     parts = [f"# {markdown_text(title)}", ""]
     parts += [f"**{markdown_text(s)}**\n" for s in wording.headline(results, table)]
+    heads = headings(results, table)
+    sides = ["--:"] * len(heads)
+    sides[0] = sides[heads.index("Verdict")] = ":--"
     for block in blocks(results, table):
         parts += [f"## {markdown_text(block.title)}", ""]
-        parts.append("| " + " | ".join(markdown_text(h) for h in headings(results)) + " |")
-        parts.append("|:--|--:|--:|--:|:--|--:|--:|")
+        parts.append("| " + " | ".join(markdown_text(head) for head in heads) + " |")
+        parts.append("|" + "|".join(sides) + "|")
         parts += [
             "| " + " | ".join(markdown_text(text) for text in line.texts) + " |"
             for line in block.lines
@@ -224,22 +244,26 @@ def tex(results: Results, table: pd.DataFrame) -> str:
     found = blocks(results, table)
     together = sum(len(block.lines) for block in found) <= PAGE_LINES
     parts = ["% Needs \\usepackage{booktabs}."]
+    extra = extras(table)
+    gap = "2pt" if extra else "3pt"
     groups = [found] if together else [[block] for block in found]
     caption = " ".join(wording.headline(results, table))
     for group in groups:
         parts += [
             "\\begin{table}",
-            "\\centering\\scriptsize\\setlength{\\tabcolsep}{3pt}",
+            f"\\centering\\scriptsize\\setlength{{\\tabcolsep}}{{{gap}}}",
             f"\\caption{{{tex_text(caption if group is groups[0] else group[0].title)}}}",
-            *_tabular(group),
+            *_tabular(group, extra),
         ]
         parts += (_tex_notes(results, table) if group is groups[-1] else []) + ["\\end{table}"]
     return "\n".join(parts) + "\n"
 
 
-def _tabular(group: list[Block]) -> list[str]:
-    names = ["Row", "Accuracy, %", "Difference, points", "Holm p", "Verdict", "Seeds", "Select, s"]
-    parts = ["\\begin{tabular}{lrrrlrr}", "\\toprule"]
+def _tabular(group: list[Block], extra: list[str]) -> list[str]:
+    short = [name.removesuffix(", %") for name in extra]  # a page is narrow
+    names = ["Row", "Accuracy, %", "Difference, points", "Holm p", "Verdict", "Seeds", *short]
+    names.append("Select, s")
+    parts = [f"\\begin{{tabular}}{{lrrrl{'r' * (len(names) - 5)}}}", "\\toprule"]
     parts.append(" & ".join(tex_text(name) for name in names) + r" \\")
     for block in group:
         title = f"\\multicolumn{{{len(names)}}}{{l}}{{\\emph{{{tex_text(block.title)}}}}}"

@@ -20,6 +20,8 @@ NONE = "\N{EN DASH}"
 """Stands where a number is undefined."""
 NAMED = 2
 """Rows that a headline names before it counts them."""
+RAMBLING = 0.05
+"""Share of truncated responses above which a row is named."""
 MINUS = "\N{MINUS SIGN}"
 TESTBED_NOTE = (
     "The testbed is synthetic modular arithmetic and a tiny model: these numbers are evidence "
@@ -198,7 +200,8 @@ def failures(results: Results) -> list[tuple[str, str]]:
 def notes(results: Results, table: pd.DataFrame) -> list[str]:
     """Footnotes of the main table: what each number is, and what it rests on."""
     found = [_interval_note(results), _difference_note(results, table), *_row_notes(table)]
-    found += [_data_note(results, table), _machine_note(results), *fact_notes(results)]
+    found += [_data_note(results, table), *task_notes(results), *_decodes_note(table)]
+    found += [*truncation_notes(results, table), _machine_note(results), *fact_notes(results)]
     if results.testbed:
         found.append(TESTBED_NOTE)
     return found
@@ -235,8 +238,7 @@ def _row_notes(table: pd.DataFrame) -> list[str]:
     lines = table[(table["task"] == MEAN) & (table["note"].fillna("") != "")]
     found: dict[str, list[str]] = {}
     for line in lines.itertuples():
-        at = f" at {percent(line.fraction)}" if 0 < line.fraction < 1 else ""
-        found.setdefault(line.note, []).append(f"{line.row}{at}")
+        found.setdefault(line.note, []).append(f"{line.row}{_at(line.fraction)}")
     return [f"{listing(rows)}: {note}." for note, rows in found.items()]
 
 
@@ -250,6 +252,76 @@ def _data_note(results: Results, table: pd.DataFrame) -> str:
     how = "greedy" if temperature == 0 else f"temperature {temperature:g}"
     seeds = plural(len(results.seeds), "training seed")
     return f"Data: {seeds}, {each} items per task, {plural(decodes, 'decode')} per item ({how})."
+
+
+def task_notes(results: Results) -> list[str]:
+    """How the items of each task are asked and graded, where the run has noted it."""
+    noted = results.facts.get("tasks", {})
+    return [
+        f"{task}: {known['items']:,} items of {known['source']}, at most {known['max_tokens']:,} "
+        f"tokens per response, grader {known['grader']}, prompt version {known['version']}."
+        for task, known in ((task, noted[task]) for task in results.tasks if task in noted)
+    ]
+
+
+def several(table: pd.DataFrame, task: str = MEAN) -> str:
+    """How many decodes an item has on `task`, `K` where rows differ; empty where it is one."""
+    counts = table.loc[(table["task"] == task) & (table["decodes"] > 1), "decodes"].unique()
+    return "K" if len(counts) > 1 else "".join(f"{n:.0f}" for n in counts)
+
+
+def _decodes_note(table: pd.DataFrame) -> list[str]:
+    """What the columns for several decodes are, and that nothing is tested on them."""
+    found = dict.fromkeys(several(table, task) for task in table["task"].unique())
+    k = "K" if len([n for n in found if n]) > 1 else "".join(found)
+    if not k:
+        return []
+    return [
+        f"Accuracy is the mean over the {k} decodes of an item. pass@{k}: share of items with a "
+        f"right answer among their {k} (arXiv 2107.03374 at k = n). Majority: share of items "
+        "whose most frequent answer is right; wrong answers are told apart by their normalised "
+        "text, decodes without an answer do not vote, and a tie counts as the share of tied "
+        "answers that is right. Both are extra columns: without intervals or tests, and no "
+        "verdict rests on them."
+    ]
+
+
+def truncation_notes(results: Results, table: pd.DataFrame) -> list[str]:
+    """How many responses the token limit cut, and the rows that have most of them."""
+    recorded = results.outcomes["truncated"].dropna()
+    unknown = len(results.outcomes) - len(recorded)
+    if recorded.empty:
+        return ["Whether the token limit cut responses was not recorded."] if unknown else []
+    cut = int(recorded.sum())
+    said = f"None of {len(recorded):,} responses was cut at the token limit"
+    if cut:
+        share = cut / len(recorded)
+        part = "<0.1" if share < 0.0005 else points(share)
+        verb, stand = ("was", "it stands") if cut == 1 else ("were", "they stand")
+        said = f"{cut:,} of {len(recorded):,} responses ({part}%) {verb} cut at the token limit"
+        said += f" and graded as {stand}"
+    if unknown:
+        said += f"; of {unknown:,} more this was not recorded"
+    return [f"{said}.{_rambling(table)}"]
+
+
+def _rambling(table: pd.DataFrame) -> str:
+    """The rows whose responses are cut most often, where that is often."""
+    lines = table[(table["task"] == MEAN) & (table["truncated"] > RAMBLING)]
+    lines = lines.sort_values("truncated", ascending=False, kind="stable")
+    if lines.empty:
+        return ""
+    named = listing(
+        f"{line.row}{_at(line.fraction)} ({points(line.truncated)}%)"
+        for line in lines.head(NAMED).itertuples()
+    )
+    where = f"{len(lines)} lines of the table, most in {named}" if len(lines) > NAMED else named
+    return f" More than {percent(RAMBLING)} are cut in {where}."
+
+
+def _at(fraction: float) -> str:
+    """The fraction behind a row's name; `base` and `full` have none."""
+    return f" at {percent(fraction)}" if 0 < fraction < 1 else ""
 
 
 def engines(results: Results) -> list[str]:

@@ -16,7 +16,8 @@ from harness import config, record
 ROOT = Path(__file__).parents[2]
 COLUMNS = (
     "row,fraction,task,mean,ci_low,ci_high,sd_seeds,n_seeds,n_items,diff,diff_low,diff_high,p,"
-    "p_sign_flip,p_holm,verdict,select_seconds,train_seconds,eval_seconds"
+    "p_sign_flip,p_holm,verdict,select_seconds,train_seconds,eval_seconds,pass_at_k,"
+    "majority,decodes,truncated"
 ).split(",")
 TIMES = ["select_seconds", "train_seconds", "eval_seconds"]
 

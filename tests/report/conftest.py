@@ -174,9 +174,15 @@ def fill_results(
     failures: Mapping[str, Mapping[str, Any]] | None = None,
     gain: Mapping[str, float] | None = None,
     protocol: Mapping[str, Any] | None = None,
+    decodes: int = 1,
+    truncated: Mapping[str, float] | None = None,
     rng_seed: int = 7,
 ) -> Path:
-    """Write (or, for another arm, extend) a results folder; `failures`: cell name to error."""
+    """Write (or, for another arm, extend) a results folder; `failures`: cell name to error.
+
+    `truncated`: row to share of cut responses (0 where a row is not named); None leaves out the
+    columns that older samples lack.
+    """
     rng = np.random.default_rng(rng_seed)
     gain = GAIN if gain is None else gain
     failures = failures or {}
@@ -199,13 +205,16 @@ def fill_results(
         frames = []
         for task in tasks:
             lift = 0.0 if task == "chain_far" else noise
-            correct = rng.random(items) < np.clip(0.5 + lift + ease[task], 0.02, 0.98)
+            chance = np.clip(0.5 + lift + ease[task], 0.02, 0.98)
+            correct = rng.random((items, decodes)) < chance[:, None]
             names = [f"{task}-{i:04d}" for i in range(items)]
-            columns = {"task": task, "item": names, "decode": np.int16(0), "correct": correct}
-            frames.append(pd.DataFrame(columns))
-        samples = pd.concat(frames, ignore_index=True)
-        samples["answer"], samples["response"] = "5", "c=3 #### 5"
-        samples["tokens"] = np.int32(9)
+            columns = {"task": task, "item": np.repeat(names, decodes)}
+            columns["decode"] = np.tile(np.arange(decodes, dtype=np.int16), items)
+            frames.append(pd.DataFrame(columns | {"correct": correct.ravel()}))
+        samples = answered(pd.concat(frames, ignore_index=True))
+        if truncated is not None:
+            cut = np.arange(len(samples)) < round(truncated.get(row, 0.0) * len(samples))
+            samples = samples.assign(rule="mark", truncated=cut, weights="2" * 64)
         samples.to_parquet(folder / "samples" / f"{stem}.parquet", index=False)
         record["samples"] = f"samples/{stem}.parquet"
         record["selection"] = None
@@ -216,8 +225,20 @@ def fill_results(
     with (folder / "records.jsonl").open("a", encoding="utf-8") as lines:
         lines.writelines(json.dumps(record) + "\n" for record in records)
     if arm == "main":
-        write_protocol(folder, experiment, rows, tasks, fractions, seeds, protocol or {})
+        temperature = 0.0 if decodes == 1 else 0.6
+        evaluate = {"evaluate": {"decodes": decodes, "temperature": temperature}}
+        changes = evaluate | dict(protocol or {})
+        write_protocol(folder, experiment, rows, tasks, fractions, seeds, changes)
     return folder
+
+
+def answered(samples: pd.DataFrame) -> pd.DataFrame:
+    """Samples with answers: 5 is right, of the wrong ones every fourth has none."""
+    wrong = np.array(["7", "x = 3", "X  =  3", None], dtype=object)
+    answer = np.where(samples["correct"], "5", wrong[np.arange(len(samples)) % 4])
+    samples["answer"] = pd.Series(answer, dtype=object)
+    samples["response"], samples["tokens"] = "c=3 #### 5", np.int32(9)
+    return samples
 
 
 def write_protocol(
@@ -237,7 +258,6 @@ def write_protocol(
         "tasks": list(tasks),
         "rows": [{"row": r, "selector": r.split("/")[0], "params": {}} for r in rows],
         "pool": {"dataset": "testbed:chain"},
-        "evaluate": {"decodes": 1, "temperature": 0.0},
         "protocol": {
             "reference": "random",
             "primary": "mean accuracy",

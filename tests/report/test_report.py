@@ -20,7 +20,8 @@ from harness import report
 
 COLUMNS = (
     "row,fraction,task,mean,ci_low,ci_high,sd_seeds,n_seeds,n_items,diff,diff_low,diff_high,"
-    "p,p_sign_flip,p_holm,verdict,select_seconds,train_seconds,eval_seconds"
+    "p,p_sign_flip,p_holm,verdict,select_seconds,train_seconds,eval_seconds,"
+    "pass_at_k,majority,decodes,truncated"
 )
 EVIL = 'x<script>alert("1")</script>'
 BROKEN = 'nan at <b>step</b> & "worse" 100% \\input{x} $_^~#|*[\nsecond line\N{SNOWMAN}'
@@ -93,7 +94,16 @@ def test_csv_columns_and_lines(built, table):
     assert text.splitlines()[0] == COLUMNS
     assert len(table) == len(ROWS) * 3
     assert set(table["task"]) == {"chain_core", "chain_far", "mean"}
-    assert len(next(csv.reader(io.StringIO(text.splitlines()[-1])))) == 19
+    assert len(next(csv.reader(io.StringIO(text.splitlines()[-1])))) == 23
+
+
+def test_columns_for_several_decodes_are_empty_with_one(built, table):
+    assert table[["pass_at_k", "majority", "truncated"]].isna().all().all()
+    done = table["row"] != EVIL
+    assert set(table.loc[done, "decodes"]) == {1}
+    assert table.loc[~done, "decodes"].isna().all()
+    for name in ("main.md", "main.tex", "index.html"):
+        assert not re.search("pass@|majority", (built[0] / name).read_text(), re.IGNORECASE)
 
 
 def test_csv_against_the_samples_themselves(source, table):

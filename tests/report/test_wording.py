@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from harness import wording
+from harness import tables, wording
 from harness.results import load
+from harness.stats import summarise
 
 
 def results(*fractions):
@@ -141,6 +142,94 @@ def test_the_rule_for_several_decodes_is_told(make_results):
     (found,) = load(folder)
     [note] = [note for note in wording.fact_notes(found) if "|C| = 64" in note]
     assert note.endswith("made wrong. A query is right if a majority of its 5 decodes are.")
+
+
+def footnotes(folder):
+    (found,) = load(folder)
+    table = tables.main(found, summarise(found.outcomes, seeds=found.seeds))
+    return wording.notes(found, table)
+
+
+def test_old_samples_do_not_say_whether_they_were_cut(make_results):
+    said = footnotes(make_results(rows=("base", "random"), items=10))
+    assert "Whether the token limit cut responses was not recorded." in said
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ({}, "None of 520 responses was cut at the token limit."),
+        (
+            {"base": 1 / 40},  # below 5% of its 40 responses
+            "1 of 520 responses (0.2%) was cut at the token limit and graded as it stands.",
+        ),
+        (
+            {"random": 0.05, "length": 0.075},
+            "15 of 520 responses (2.9%) were cut at the token limit and graded as they stand. "
+            "More than 5% are cut in length at 50% (7.5%).",
+        ),
+        (
+            {"base": 0.1, "random": 1.0, "full": 0.5},
+            "184 of 520 responses (35.4%) were cut at the token limit and graded as they stand. "
+            "More than 5% are cut in 3 lines of the table, most in random at 50% (100.0%) and full "
+            "(50.0%).",
+        ),
+    ],
+)
+def test_cut_responses_are_counted_and_the_rows_with_most_named(make_results, shares, said):
+    # base 1 cell, four rows with 3; 2 tasks of 20 items.
+    rows = ("base", "random", "length", "oracle", "full")
+    assert said in footnotes(make_results(rows=rows, items=20, truncated=shares))
+
+
+def test_truncation_recorded_in_part_says_so(make_results):
+    folder = make_results(rows=("base", "random"), items=10, truncated={"base": 0.05})
+    for path in sorted((folder / "samples").iterdir())[2:]:
+        pd.read_parquet(path).drop(columns="truncated").to_parquet(path, index=False)
+    assert (
+        "1 of 40 responses (2.5%) was cut at the token limit and graded as it stands; "
+        "of 40 more this was not recorded."
+    ) in footnotes(folder)
+
+
+def test_a_small_share_is_not_told_as_none():
+    outcomes = pd.DataFrame({"truncated": pd.array([True] + [False] * 9999, dtype="boolean")})
+    table = pd.DataFrame({"task": ["mean"], "truncated": [0.0001]})
+    [said] = wording.truncation_notes(SimpleNamespace(outcomes=outcomes), table)
+    assert said.startswith("1 of 10,000 responses (<0.1%) was cut")
+
+
+def test_several_decodes_are_explained(make_results):
+    said = footnotes(make_results(rows=("base", "random"), items=10, decodes=4))
+    [note] = [note for note in said if "pass@" in note]
+    assert "mean over the 4 decodes" in note
+    assert "pass@4: share of items with a right answer among their 4" in note
+    assert note.endswith("no verdict rests on them.")
+    assert any(
+        note.startswith("Data: 3 training seeds, 10 items per task, 4 decodes per item "
+                        "(temperature 0.6)")
+        for note in said
+    )  # fmt: skip
+
+
+def test_how_each_task_is_asked_and_graded_is_told_where_it_is_noted(make_results):
+    folder = make_results()
+    (found,) = load(folder)
+    assert wording.task_notes(found) == []
+    facts = json.loads((folder / "facts.json").read_text())
+    facts["tasks"] = {
+        "chain_far": {
+            "items": 1319, "max_tokens": 2048, "grader": "number 1", "version": "2",
+            "source": "openai/gsm8k@e53f048",
+        },
+        "elsewhere": {},
+    }  # fmt: skip
+    (folder / "facts.json").write_text(json.dumps(facts))
+    (found,) = load(folder)
+    assert wording.task_notes(found) == [
+        "chain_far: 1,319 items of openai/gsm8k@e53f048, at most 2,048 tokens per response, "
+        "grader number 1, prompt version 2."
+    ]
 
 
 def test_listing():
