@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,9 +31,11 @@ def save(model: Any, base: Path, out: Path, method: str, precision: str) -> None
 
 def _save_adapter(model: Any, out: Path) -> None:
     """What an engine on the base model serves, many of them one after the other."""
-    for config in model.peft_config.values():
-        config.base_model_name_or_path = None  # a path of this machine
     model.save_pretrained(out)
+    path = out / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = None  # a path of this machine
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (out / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
 
 

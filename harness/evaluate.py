@@ -174,7 +174,7 @@ def _frame(
                 found = (verdict.correct, verdict.extracted, verdict.rule)
                 rows.append((task, sample["doc"]["id"], decode, *found, response, tokens, cut))
     frame = pd.DataFrame(rows, columns=list(COLUMNS[:-1]))
-    kinds = dict.fromkeys(("task", "item", "answer", "rule", "response"), "str")
+    kinds = dict.fromkeys(("task", "item", "rule", "response"), "str") | {"answer": "string"}
     numbers = {"decode": "int16", "correct": "bool", "tokens": "int32", "truncated": "bool"}
     return frame.astype(kinds | numbers)
 

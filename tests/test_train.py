@@ -283,6 +283,18 @@ def test_lora_is_merged_into_a_full_model(base: Path, pool: Pool, tmp_path: Path
         after["model.layers.0.mlp.up_proj.weight"] - before["model.layers.0.mlp.up_proj.weight"]
     )
     assert int(torch.linalg.matrix_rank(change, rtol=1e-3)) == 2
+    # The adapter by itself, which an engine on the base model serves: the same change, by hand.
+    (found,) = (tmp_path / "a" / "adapter").glob("*.safetensors")
+    adapter = load_file(found)
+    layer = "base_model.model.model.layers.0.mlp.up_proj"
+    product = adapter[f"{layer}.lora_B.weight"] @ adapter[f"{layer}.lora_A.weight"]
+    torch.testing.assert_close(product * recipe.lora_alpha / recipe.lora_rank, change)
+    ours, theirs = (
+        {path.name: path.read_bytes() for path in (tmp_path / run / "adapter").iterdir()}
+        for run in "ab"
+    )
+    assert ours == theirs
+    assert str(base.parent).encode() not in b"".join(ours.values())
 
 
 def test_lora_without_peft_names_the_extra(
