@@ -79,7 +79,7 @@ class Evaluation:
             for task, stage in zip(tasks, stages, strict=True)
         )
         engine = self._engine(stages[0], needed, inputs["threads"])
-        return engine.evaluate(tasks, decoding), engine.settings.record()
+        return engine.evaluate(tasks, decoding), engine.record()
 
     def answers(self, stage: Stage, work: Path) -> dict[str, Any]:
         """The query set answered by a model, in `work`; its accuracy."""
@@ -112,7 +112,7 @@ class Evaluation:
         return {
             "accuracy": float(np.mean(correct)),
             "queries": len(queries),
-            "engine": engine.settings.record(),
+            "engine": engine.record(),
         }
 
     def _task(self, stage: Stage) -> Task:

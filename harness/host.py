@@ -90,6 +90,19 @@ class Engine:
         engine: Any = self._model.model.llm_engine
         return engine.model_executor.driver_worker.worker.get_model()
 
+    def record(self) -> dict[str, Any]:
+        """Everything about the engine that can change an answer; batch limits as it has them."""
+        known = self.settings.record()
+        if self.settings.name == "hf":
+            return known
+        config: Any = self._model.model.llm_engine.vllm_config
+        return {
+            **known,
+            "batched_tokens": config.scheduler_config.max_num_batched_tokens,
+            "chunked_prefill": bool(config.scheduler_config.enable_chunked_prefill),
+            "prefix_caching": bool(config.cache_config.enable_prefix_caching),
+        }
+
     def serve(self, adapter: Path | None) -> None:
         """Answer with this adapter on the base model from now on, or without any."""
         if adapter is None:

@@ -85,9 +85,18 @@ def _choices(question: str, right: str, wrong: Sequence[str]) -> tuple[str, str]
 def _from_hub(task: Benchmark) -> list[Row]:
     import datasets
 
-    return list(
-        datasets.load_dataset(task.hub, task.config, revision=task.revision, split=task.split)
-    )
+    try:
+        data = datasets.load_dataset(
+            task.hub, task.config, revision=task.revision, split=task.split
+        )
+    except Exception as error:
+        # Whatever it is (no network, no access, no such commit), a local copy is the way round it.
+        raise RuntimeError(
+            f"task {task.name!r}: {task.hub} at {task.revision[:12]} cannot be read from the hub "
+            f"({type(error).__name__}: {error}); expected access to it, or --task-data DIR with "
+            f"{task.files[-1]}.jsonl"
+        ) from error
+    return list(data)
 
 
 def _from_file(path: Path) -> list[Row]:

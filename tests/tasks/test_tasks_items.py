@@ -72,6 +72,17 @@ def test_hub_items_are_asked_for_at_their_commit(monkeypatch) -> None:
     assert open_grader(task.kind).reference(rows[7]["answer"]) == "7"
 
 
+def test_without_the_hub_the_way_round_is_named(monkeypatch) -> None:
+    import datasets
+
+    def load_dataset(*_, **__):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(RuntimeError, match=r"openai/gsm8k at 740312add88f .*offline.* --task-data"):
+        make_items(benchmark("gsm8k"), None)
+
+
 def gpqa(folder: Path, count: int = 198) -> Path:
     import pandas as pd
 
