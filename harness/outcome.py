@@ -246,7 +246,8 @@ def write_pools(plan: Plan, store: Store, folder: Path) -> None:
 def facts(plan: Plan, store: Store) -> dict[str, Any]:
     """What footnotes and provenance need besides the records, by arm."""
     found: dict[str, Any] = {"engine": dict(plan.engine), "arms": {}}
-    found["tasks"] = {t: _task_facts(s, store) for t, s in plan.cells[0].samples.items()}
+    asked = plan.cells[0].samples
+    found["tasks"] = {t: _task_facts(s, store) for t, s in asked.items() if _made(s, store)}
     for arm, pool in plan.pools.items():
         entry: dict[str, Any] = {}
         if plan.experiment.pool.testbed is not None:
@@ -263,13 +264,16 @@ def facts(plan: Plan, store: Store) -> dict[str, Any]:
     return found
 
 
+def _made(samples: Stage, store: Store) -> bool:
+    return store.has("items", samples.parents["items"].key)
+
+
 def _task_facts(samples: Stage, store: Store) -> dict[str, Any]:
     """How a task is asked and graded, and of how many items it consists."""
     items, inputs = samples.parents["items"], samples.inputs
-    made = store.get(items.kind, items.key)
     kind = inputs.get("kind", "plain")
     found = {
-        "items": None if made is None else made.info["items"],
+        "items": artefact(store, items).info["items"],
         "max_tokens": inputs["max_tokens"],
         "grader": kind if kind == "plain" else f"{kind}, version {inputs['grader']}",
         "version": None,

@@ -259,7 +259,8 @@ def task_notes(results: Results) -> list[str]:
     noted = results.facts.get("tasks", {})
     return [
         f"{task}: {known['items']:,} items of {known['source']}, at most {known['max_tokens']:,} "
-        f"tokens per response, grader {known['grader']}, prompt version {known['version']}."
+        f"tokens per response, grader {known['grader']}"
+        + (f", prompt version {known['version']}." if known["version"] else ".")
         for task, known in ((task, noted[task]) for task in results.tasks if task in noted)
     ]
 
