@@ -1,4 +1,5 @@
-"""The command `cotsieve`: list, plan, run, report, subset, explain, check, influence, grade, stats.
+"""The command `cotsieve`: list, plan, run, report, subset, explain, check, influence, grade, stats,
+compare.
 
 Exit codes: 0 done, 1 some cells failed, 2 bad input, 130 interrupted.
 """
@@ -17,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import __version__, config, plugins
-from harness.command import grade, influence, stats
+from harness.command import compare, grade, influence, stats
 from harness.folders import EXPERIMENTS
 
 app = typer.Typer(
@@ -289,6 +290,7 @@ def check(
 app.command()(influence)
 app.command()(grade)
 app.command()(stats)
+app.command()(compare)
 
 
 def _name(experiment: str) -> str:

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli import app
+from harness.wording import NONE
 
 
 def run(*arguments):
@@ -42,7 +43,7 @@ def test_tables_fit_a_terminal_and_say_what_they_rest_on(save, outcomes):
 def test_one_seed_shows_no_numbers_that_need_several(save, outcomes):
     found = run(save(outcomes({"random": 0.0, "b": 0.3}, seeds=1)))
     line = next(line for line in found.stdout.splitlines() if line.startswith("b") and "+" in line)
-    assert line.split()[-4:-2] == ["–", "–"]
+    assert line.split()[-4:-2] == [NONE, NONE]
     assert "items only: seed variance unknown" in found.stdout
 
 
