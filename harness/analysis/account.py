@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from harness.analysis.balance import LeftOut
-from harness.analysis.study import ALPHA, RANDOM, Analysis, Range, Section
+from harness.analysis.study import ALPHA, DELTAS, RANDOM, Analysis, Range, Section
 from harness.stats import Difference, Estimate
 from harness.wording import listing, percent, plural
 
@@ -49,17 +49,14 @@ def as_dict(analysis: Analysis) -> dict[str, Any]:
 
 def largest_detectable(section: Section) -> float | None:
     """The difference that every comparison finds with 80% power; None where none is known."""
-    known = [section.detectable(method) for method in section.differences]
+    known = section.detectable.values()
     return max((value for value in known if not math.isnan(value)), default=None)
 
 
 def most_seeds(section: Section) -> dict[str, int | None]:
     """Seeds with which every comparison finds 1, 2 and 3 points; None with one seed."""
-    known = [section.seeds_needed(method) for method in section.differences]
-    return {
-        delta: max((found[delta] for found in known if found), default=None)
-        for delta in ("1", "2", "3")
-    }
+    known = [found for found in section.seeds_needed.values() if found is not None]
+    return {delta: max((found[delta] for found in known), default=None) for delta in DELTAS}
 
 
 def estimated(found: Estimate) -> dict[str, Any]:
@@ -94,8 +91,8 @@ def _details(analysis: Analysis, method: str) -> dict[str, Any]:
         "adjusted_high": found.adjusted_high,
         "bootstrap_low": low,
         "bootstrap_high": high,
-        "mde": _number(analysis.primary.detectable(method)),
-        "seeds_needed": analysis.primary.seeds_needed(method),
+        "mde": _number(analysis.primary.detectable[method]),
+        "seeds_needed": analysis.primary.seeds_needed[method],
         "note": found.note,
     }
 

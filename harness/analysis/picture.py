@@ -63,7 +63,7 @@ def _differences(section: Section, adjusted: str) -> Table:
             p_value(one.p_holm if adjusted == HOLM else one.p_bh),
             NONE if alone else p_value(one.p_sign_flip),
             NONE if alone else number(one.p_improvement, 2),
-            points(section.detectable(method)),
+            points(section.detectable[method]),
             Text(one.verdict, style="bold" if one.verdict in ("better", "worse") else ""),
         )
     return table

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -61,17 +62,23 @@ class Section:
     left_out: Mapping[str, LeftOut]
     incomplete: Mapping[str, LeftOut]
 
-    def detectable(self, method: str) -> float:
+    @cached_property
+    def detectable(self) -> dict[str, float]:
         """The true difference that a test at the nominal level finds with 80% power."""
-        spread = self.differences[method].spread
-        return detectable(spread.se, spread.df, ALPHA)
+        return {
+            method: detectable(one.spread.se, one.spread.df, ALPHA)
+            for method, one in self.differences.items()
+        }
 
-    def seeds_needed(self, method: str) -> dict[str, int] | None:
+    @cached_property
+    def seeds_needed(self) -> dict[str, dict[str, int] | None]:
         """Seeds for 80% power at 1, 2 and 3 points; None with one seed."""
-        sd = self.differences[method].sd_seeds
-        if math.isnan(sd):
-            return None
-        return {name: seeds_needed(sd, delta, ALPHA) for name, delta in DELTAS.items()}
+        return {
+            method: None
+            if math.isnan(one.sd_seeds)
+            else {name: seeds_needed(one.sd_seeds, delta, ALPHA) for name, delta in DELTAS.items()}
+            for method, one in self.differences.items()
+        }
 
 
 @dataclass(frozen=True)
