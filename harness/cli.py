@@ -1,5 +1,5 @@
-"""The command `cotsieve`: list, plan, run, report, subset, explain, check, influence,
-grade.
+"""The command `cotsieve`: list, plan, run, report, subset, explain, check, influence, grade, stats,
+compare.
 
 Exit codes: 0 done, 1 some cells failed, 2 bad input, 130 interrupted.
 """
@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import __version__, config, plugins
-from harness.command import grade, influence
+from harness.command import compare, grade, influence, stats
 from harness.folders import EXPERIMENTS
 from harness.tasks import titles
 
@@ -320,6 +320,8 @@ def check(
 
 app.command()(influence)
 app.command()(grade)
+app.command()(stats)
+app.command()(compare)
 
 
 def _name(experiment: str) -> str:

@@ -1,4 +1,4 @@
-"""The commands `cotsieve influence` and `cotsieve grade`: their options, and what they print."""
+"""Commands that need no plan (influence, grade, stats, compare): options, and what they print."""
 
 from __future__ import annotations
 
@@ -170,3 +170,74 @@ def grade(
     for line in answers.lines(graded):
         Console().print(Text(line), soft_wrap=True)
     Console().print(Text(f"verdicts: {target}"), soft_wrap=True)
+
+
+def stats(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Outcomes: .parquet, .csv or .jsonl with the columns method, item, correct, and "
+            "where there are any seed, decode, task, cluster."
+        ),
+    ],
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Method to compare with; default: random, else the first one."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Analyse anybody's outcomes: means, intervals, paired tests, corrections, power.
+
+    Nothing is imputed: methods are compared on the seeds and items that both have, and what is
+    missing or left out is counted by name.
+    """
+    import numpy as np
+
+    from harness import analysis
+    from harness.analysis.account import as_dict
+    from harness.analysis.picture import pictures
+
+    found = analysis.analyse(analysis.read(file), np.random.default_rng(0), reference)
+    if as_json:
+        text = json.dumps(as_dict(found), indent=1, ensure_ascii=False, allow_nan=False)
+        sys.stdout.write(text + "\n")
+        return
+    out = Console()
+    for picture in pictures(found):
+        out.print(picture, soft_wrap=isinstance(picture, Text))
+
+
+def compare(
+    experiment: Annotated[
+        str,
+        typer.Argument(help="An experiment that has run: a name such as quick, or a .toml file."),
+    ],
+    a: Annotated[str, typer.Argument(metavar="A", help="A row, such as influence/combined.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The row to set it against.")],
+    fraction: Annotated[
+        float | None, typer.Option(help="Fraction of the pool; default: the middle one.")
+    ] = None,
+    arm: Annotated[str, typer.Option(help="Variant of the pool.")] = "main",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Set two rows of an experiment against each other: the paired story, from its records."""
+    import numpy as np
+
+    from harness import comparison, config, results
+    from harness.comparison.telling import as_dict, pictures
+    from harness.folders import RESULTS
+
+    folder = RESULTS / experiment
+    if not (folder / "protocol.toml").is_file():
+        folder = RESULTS / config.load(config.find(experiment)).name
+    arms = {found.arm: found for found in results.load(folder)}
+    if arm not in arms:
+        raise ValueError(f"--arm {arm!r}; expected one of {', '.join(arms)}")
+    story = comparison.compare(arms[arm], a, b, fraction, np.random.default_rng(0))
+    if as_json:
+        text = json.dumps(as_dict(story), indent=1, ensure_ascii=False, allow_nan=False)
+        sys.stdout.write(text + "\n")
+        return
+    out = Console()
+    for picture in pictures(story):
+        out.print(picture, soft_wrap=isinstance(picture, Text))

@@ -2,16 +2,19 @@
 
 `summarise` turns long outcomes (by seed, item and decode) into the table of results. Beneath it:
 `estimate` (two-way interval), `difference` (paired, to a reference), `holm` and
-`benjamini_hochberg`, `bootstrap` (crossed, the second method). Undefined numbers are nan, never 0.
+`benjamini_hochberg`, `bootstrap` (crossed, the second method), `scores` (items in clusters).
+Undefined numbers are nan, never 0.
 """
 
-from harness.stats.bootstrap import Bootstrap, bootstrap, replicate
+from harness.stats.bootstrap import Bootstrap, bootstrap, interquartile_mean, replicate
+from harness.stats.cluster import blocks, scores
 from harness.stats.interval import Estimate, MeanSquares, Spread, estimate, mean_squares, wilson
 from harness.stats.multiple import benjamini_hochberg, holm
 from harness.stats.outcome import COLUMNS, Grid, Outcome, pivot
 from harness.stats.paired import (
     Difference,
     Verdict,
+    aligned,
     common_seeds,
     difference,
     improvement,
@@ -19,6 +22,7 @@ from harness.stats.paired import (
     sign_flip,
 )
 from harness.stats.power import detectable, seeds_needed
+from harness.stats.selection import jaccard, overlap_of_random, rank_correlation, stability
 from harness.stats.summary import MEAN, SUMMARY_COLUMNS, summarise
 
 __all__ = [
@@ -33,7 +37,9 @@ __all__ = [
     "Outcome",
     "Spread",
     "Verdict",
+    "aligned",
     "benjamini_hochberg",
+    "blocks",
     "bootstrap",
     "common_seeds",
     "detectable",
@@ -41,12 +47,18 @@ __all__ = [
     "estimate",
     "holm",
     "improvement",
+    "interquartile_mean",
+    "jaccard",
     "mcnemar",
     "mean_squares",
+    "overlap_of_random",
     "pivot",
+    "rank_correlation",
     "replicate",
+    "scores",
     "seeds_needed",
     "sign_flip",
+    "stability",
     "summarise",
     "wilson",
 ]

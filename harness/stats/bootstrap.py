@@ -2,25 +2,52 @@
 
 The second method, and the one for statistics without a formula. All methods share the same draws of
 seeds and items, so differences between them are paired. It is too narrow with few seeds and real
-seed variance; the two-way interval is the default.
+seed variance; the two-way interval is the default. Where items come in clusters, whole clusters are
+drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from harness.stats.cluster import Clusters, blocks, codes
 from harness.stats.outcome import FloatArray
 
 #: Replicates computed at once: bounds the memory of the item weights, [500, n] doubles.
 _CHUNK = 500
 
+#: From runs [B, M, T, R], accuracy by task and seed, to numbers [B, M, ...].
+Statistic = Callable[[FloatArray], FloatArray]
+
+
+def mean_of_runs(runs: FloatArray) -> FloatArray:
+    """The mean over tasks and seeds [..., T, R]."""
+    found: FloatArray = runs.mean(axis=(-2, -1))
+    return found
+
+
+def interquartile_mean(runs: FloatArray) -> FloatArray:
+    """The mean of the middle half of all runs, whatever their task [..., T, R].
+
+    As scipy's `trim_mean(runs, 0.25)` (Agarwal and others, 2108.13264). An extra: it asks how a
+    typical task goes, and easy and hard tasks hardly count.
+    """
+    flat = np.sort(runs.reshape(*runs.shape[:-2], -1), axis=-1)
+    cut = flat.shape[-1] // 4
+    found: FloatArray = flat[..., cut : flat.shape[-1] - cut].mean(axis=-1)
+    return found
+
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Percentile intervals of M methods, each array [M]; differences are to the reference."""
+    """Percentile intervals of M methods, each array [M] (or [M, ...], as the statistic has it).
+
+    Differences are to the reference.
+    """
 
     mean: FloatArray
     ci_low: FloatArray
@@ -36,47 +63,74 @@ def bootstrap(
     reference: int = 0,
     alpha: float = 0.05,
     draws: int = 10_000,
+    statistic: Statistic = mean_of_runs,
+    clusters: Clusters | None = None,
 ) -> Bootstrap:
     """Intervals for M methods on the same seeds and items; tables are task -> [M, R, n_t].
 
-    `reference` is the method that the differences are to.
+    `reference` is the method that the differences are to; `clusters` names each item's cluster.
     """
-    replicates = replicate(tables, rng, draws)
-    mean = np.mean([table.mean(axis=(1, 2)) for table in tables.values()], axis=0)
+    replicates = replicate(tables, rng, draws, statistic, clusters)
+    runs = np.stack([table.mean(axis=2) for table in tables.values()], axis=1)
+    value = statistic(runs)
     paired = replicates - replicates[:, [reference]]
     levels = [alpha / 2.0, 1.0 - alpha / 2.0]
     low, high = np.quantile(replicates, levels, axis=0)
     diff_low, diff_high = np.quantile(paired, levels, axis=0)
-    return Bootstrap(mean, low, high, mean - mean[reference], diff_low, diff_high)
+    return Bootstrap(value, low, high, value - value[reference], diff_low, diff_high)
 
 
 def replicate(
-    tables: Mapping[str, FloatArray], rng: np.random.Generator, draws: int = 10_000
+    tables: Mapping[str, FloatArray],
+    rng: np.random.Generator,
+    draws: int = 10_000,
+    statistic: Statistic = mean_of_runs,
+    clusters: Clusters | None = None,
 ) -> FloatArray:
-    """Bootstrap replicates [B, M] of the mean over tasks, items and seeds."""
+    """Bootstrap replicates [B, M] of a statistic: by default the mean over tasks and seeds."""
     shapes = {table.shape[:2] for table in tables.values()}
     if len(shapes) != 1 or any(table.ndim != 3 for table in tables.values()):
         found = {task: table.shape for task, table in tables.items()}
         raise ValueError(f"tables have shapes {found!r}; expected [methods, seeds, items] each")
     if not all(np.isfinite(table).all() for table in tables.values()):
         raise ValueError("tables have missing values (nan); expected complete seeds only")
+    if len(blocks(list(tables), clusters)) < len(tables):
+        raise ValueError("clusters span tasks; expected each in one task: draws are made by task")
     ((methods, n_seeds),) = shapes
-    total = np.zeros((draws, methods))
+    groups = {
+        task: _grouped(table, None if clusters is None else codes(clusters[task]))
+        for task, table in tables.items()
+    }
     # One draw of seeds serves all tasks: the same training runs stand behind all of them.
-    seeds = _weights(rng, draws, n_seeds)
-    for table in tables.values():
-        n_items = table.shape[2]
-        flat = table.reshape(methods * n_seeds, n_items).T
-        for start in range(0, draws, _CHUNK):
-            some = seeds[start : start + _CHUNK]
-            by_seed = (_weights(rng, len(some), n_items) @ flat).reshape(-1, methods, n_seeds)
-            total[start : start + _CHUNK] += np.einsum("bms,bs->bm", by_seed, some)
-    return total / len(tables)
+    seeds = rng.integers(0, n_seeds, size=(draws, n_seeds))
+    parts = []
+    for start in range(0, draws, _CHUNK):
+        some = seeds[start : start + _CHUNK, None, :]
+        runs = np.empty((len(some), methods, len(tables), n_seeds))
+        for at, (sums, sizes) in enumerate(groups.values()):
+            weights = _weights(rng, len(some), len(sizes))
+            by_seed = weights @ sums / (weights @ sizes)[:, None]
+            by_seed = by_seed.reshape(-1, methods, n_seeds)
+            runs[:, :, at] = np.take_along_axis(by_seed, some, axis=2)
+        parts.append(statistic(runs))
+    return np.concatenate(parts)
+
+
+def _grouped(
+    table: FloatArray, code: npt.NDArray[np.int64] | None
+) -> tuple[FloatArray, FloatArray]:
+    """Sums [G, M R] of accuracy over the items of each cluster, and their sizes [G]."""
+    flat = table.reshape(-1, table.shape[2]).T
+    if code is None:
+        return flat, np.ones(len(flat))
+    sums = np.zeros((int(code.max()) + 1, flat.shape[1]))
+    np.add.at(sums, code, flat)
+    return sums, np.bincount(code).astype(np.float64)
 
 
 def _weights(rng: np.random.Generator, draws: int, n: int) -> FloatArray:
-    """Shares [B, n] of a resample of size n with replacement; each line sums to 1."""
+    """How often each of n is drawn in resamples of size n with replacement [B, n]."""
     picked = rng.integers(0, n, size=(draws, n))
     picked += np.arange(draws)[:, None] * n
-    weights: FloatArray = np.bincount(picked.ravel(), minlength=draws * n).reshape(draws, n) / n
-    return weights
+    counts = np.bincount(picked.ravel(), minlength=draws * n).reshape(draws, n)
+    return counts.astype(np.float64)

@@ -23,17 +23,22 @@ Where all seeds agree in every item, V_r = V_e = 0 and df = n - 1.
 
 What it covers (95% nominal, simulated): 93-98%, but 92-94% with 3 seeds when seeds are most of the
 variance. Intervals are cut at the bounds of what they estimate ([0, 1]; [-1, 1] for a difference).
+
+Where items come in clusters (`cluster`), clusters take the place of items throughout.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from harness.stats.cluster import Clusters, blocks, scores
 from harness.stats.outcome import FloatArray, Outcome, seed_means
 
 TWO_WAY = "two-way t"
@@ -43,7 +48,7 @@ CONSTANT = "constant table: Wilson's bound on items"
 ONE_SEED = "items only: seed variance unknown"
 ONE_CHECKPOINT = "items only: one fixed checkpoint"
 
-#: Below this many items, one seed gets Wilson's interval instead of a t interval.
+#: Below this many items (or clusters), one seed gets Wilson's interval instead of a t interval.
 WILSON_ITEMS = 200
 #: Variances below this are rounding: the smallest real ones are near (1 / (R n K))^2 > 1e-12.
 _ZERO = 1e-20
@@ -73,12 +78,24 @@ def mean_squares(table: FloatArray) -> MeanSquares:
     )
 
 
+class Stratum(NamedTuple):
+    """One task: its mean, its items (or clusters, or what they are worth), whether it is constant.
+
+    `df` are the degrees of freedom of Wilson's quantile: infinitely many without clusters.
+    """
+
+    mean: float
+    size: float
+    constant: bool
+    df: float = math.inf
+
+
 @dataclass(frozen=True)
 class Spread:
     """How far a mean may be off: enough to give its interval at any level.
 
-    `df` is nan where the interval does not come from a t distribution. `strata` holds, for each
-    task, its mean, its items and whether its table is constant.
+    `df` is nan where the interval does not come from a t distribution. `clusters` counts the
+    clusters that stand for items; 0 where items are independent.
     """
 
     mean: float
@@ -86,8 +103,9 @@ class Spread:
     df: float
     method: str
     branch: str
-    strata: tuple[tuple[float, int, bool], ...]
+    strata: tuple[Stratum, ...]
     low: float
+    clusters: int = 0
 
     def interval(self, alpha: float) -> tuple[float, float]:
         """The two-sided interval at confidence 1 - alpha, cut at [low, 1].
@@ -107,13 +125,13 @@ class Spread:
         """Distances from the mean down and up that come from single tasks, not from `se`."""
         z = float(stats.norm.ppf(1.0 - alpha / 2.0))
         below, above = 0.0, 0.0
-        for mean, n_items, constant in self.strata:
+        for mean, size, constant, df in self.strata:
             if self.method == WILSON:
-                low, high = wilson(mean, n_items, alpha)
+                low, high = wilson(mean, size, alpha, df)
             elif constant and (self.method == CONSTANT or self.low == 0.0):
                 # What Wilson says of 0 events in n: up to z^2/(n + z^2) of the items may differ
                 # from all those seen, by as much as the bounds allow.
-                unseen = z**2 / (n_items + z**2)
+                unseen = z**2 / (size + z**2)
                 low = mean - unseen * (mean - self.low)
                 high = mean + unseen * (1.0 - mean)
             else:
@@ -132,7 +150,7 @@ class Spread:
             return float(2.0 * stats.t.sf(abs(self.mean) / self.se, self.df))
         if abs(self.mean) < math.sqrt(_ZERO):
             return 1.0
-        smallest = min(n for mean, n, _ in self.strata if abs(mean) >= math.sqrt(_ZERO))
+        smallest = min(one.size for one in self.strata if abs(one.mean) >= math.sqrt(_ZERO))
         return float(min(1.0, 2.0 * 0.5**smallest))
 
 
@@ -162,7 +180,7 @@ def estimate(outcome: Outcome, alpha: float = 0.05) -> Estimate:
     One seed: items only. Wilson when a task has fewer than 200 items, else t. Constant tables (all
     right, say) have no spread to see; they get Wilson's bound on items, never a width of zero.
     """
-    found = spread(outcome.tables, fixed=outcome.fixed)
+    found = spread(outcome.tables, fixed=outcome.fixed, clusters=outcome.clusters)
     low, high = found.interval(alpha)
     means = outcome.seed_means
     return Estimate(
@@ -180,49 +198,103 @@ def estimate(outcome: Outcome, alpha: float = 0.05) -> Estimate:
 
 
 def spread(
-    tables: Mapping[str, FloatArray], *, fixed: bool = False, differences: bool = False
+    tables: Mapping[str, FloatArray],
+    *,
+    fixed: bool = False,
+    differences: bool = False,
+    clusters: Clusters | None = None,
 ) -> Spread:
-    """The spread of the mean of tables task -> [R, n_t]; `differences` lie in [-1, 1]."""
+    """The spread of the mean of tables task -> [R, n_t]; `differences` lie in [-1, 1].
+
+    `clusters` names the cluster of every item, by task.
+    """
     n_seeds = next(iter(tables.values())).shape[0]
-    strata = tuple(
-        (float(table.mean()), table.shape[1], bool(np.ptp(table) < math.sqrt(_ZERO)))
-        for table in tables.values()
-    )
+    strata = tuple(_stratum(table, task, clusters) for task, table in tables.items())
+    count = len({c for task in tables for c in clusters[task]}) if clusters is not None else 0
     low = -1.0 if differences else 0.0
     mean = float(seed_means(tables).mean())
-    if all(constant for _, _, constant in strata):
-        return Spread(mean, 0.0, math.nan, CONSTANT, "none", strata, low)
+    if all(one.constant for one in strata):
+        return Spread(mean, 0.0, math.nan, CONSTANT, "none", strata, low, count)
+    units = _units(tables, clusters)
     if n_seeds == 1:
-        return _items_only(tables, mean, strata, low)
-    variance, df, branch = _two_way(tables, n_seeds)
-    return Spread(mean, math.sqrt(variance), df, TWO_WAY, branch, strata, low)
+        return _items_only(
+            tables, units, Spread(mean, 0.0, 0.0, ITEMS_T, "items", strata, low, count)
+        )
+    variance, df, branch = _two_way(units, seed_means(tables))
+    return Spread(mean, math.sqrt(variance), df, TWO_WAY, branch, strata, low, count)
+
+
+def _stratum(table: FloatArray, task: str, clusters: Clusters | None) -> Stratum:
+    size = table.shape[1] if clusters is None else len(set(clusters[task]))
+    return Stratum(float(table.mean()), size, bool(np.ptp(table) < math.sqrt(_ZERO)))
+
+
+def _units(
+    tables: Mapping[str, FloatArray], clusters: Clusters | None
+) -> list[tuple[FloatArray, float]]:
+    """Tables of independent columns, items or clusters, and the share of each in the mean."""
+    if clusters is None:
+        return [(table, 1.0 / len(tables)) for table in tables.values()]
+    found = []
+    for block in blocks(list(tables), clusters):
+        part = {task: tables[task] for task in block}
+        table = scores(part, clusters)
+        if np.ptp(table - table.mean(axis=1, keepdims=True)) < math.sqrt(_ZERO):
+            # All clusters have the same mean although their items differ: only items show a spread.
+            found += [(one, 1.0 / len(tables)) for one in part.values()]
+        else:
+            found.append((table, len(block) / len(tables)))
+    return found
 
 
 def _items_only(
-    tables: Mapping[str, FloatArray],
-    mean: float,
-    strata: tuple[tuple[float, int, bool], ...],
-    low: float,
+    tables: Mapping[str, FloatArray], units: list[tuple[FloatArray, float]], found: Spread
 ) -> Spread:
-    """One seed: the spread between items, stratified by task."""
-    parts = np.array([table[0].var(ddof=1) / table.shape[1] for table in tables.values()])
-    parts /= len(tables) ** 2
-    frees = np.array([table.shape[1] - 1 for table in tables.values()])
+    """One seed: the spread between items, stratified by task; `found` says what is known of it."""
+    own = np.array([table[0].var(ddof=1) / table.shape[1] for table, _ in units])
+    parts = own * np.array([share**2 for _, share in units])
+    frees = np.array([table.shape[1] - 1 for table, _ in units])
     se = math.sqrt(float(parts.sum()))
-    if low == 0.0 and min(n for _, n, _ in strata) < WILSON_ITEMS:
-        return Spread(mean, se, math.nan, WILSON, "items", strata, low)
+    few = min(table.shape[1] for table, _ in units) < WILSON_ITEMS
+    if found.low == 0.0 and few and len(units) == len(tables):
+        strata = found.strata
+        if found.clusters:
+            strata = tuple(
+                _effective(one, variance, table.shape[1], free)
+                for one, variance, table, free in zip(
+                    strata, own, tables.values(), frees, strict=True
+                )
+            )
+        return dataclasses.replace(found, se=se, df=math.nan, method=WILSON, strata=strata)
     df = float(parts.sum() ** 2 / (parts**2 / frees).sum())
-    return Spread(mean, se, df, ITEMS_T, "items", strata, low)
+    return dataclasses.replace(found, se=se, df=df)
 
 
-def _two_way(tables: Mapping[str, FloatArray], n_seeds: int) -> tuple[float, float, str]:
+def _effective(stratum: Stratum, variance: float, n_items: int, df: int) -> Stratum:
+    """A task of clusters for Wilson's interval: as many independent items as have its variance.
+
+    At most those that are there; the quantile is t's with `df` = G - 1, since the variance is
+    estimated (effective sample size of Korn and Graubard, Survey Methodology 24, 1998). With 5 to
+    40 clusters it covered 92-99% in simulations, where mean +- t se fell to 83% near 95% accuracy.
+    """
+    if stratum.constant:
+        return stratum
+    alike = stratum.mean * (1.0 - stratum.mean)
+    size = min(n_items, alike / variance) if variance > _ZERO else n_items
+    return stratum._replace(size=float(size), df=float(df))
+
+
+def _two_way(
+    units: list[tuple[FloatArray, float]], by_seed: FloatArray
+) -> tuple[float, float, str]:
     """Variance of the mean, its degrees of freedom, and the branch of the maximum."""
-    squares = [mean_squares(table) for table in tables.values()]
-    n_items = np.array([table.shape[1] for table in tables.values()])
-    weights = 1.0 / (n_seeds * n_items * len(tables) ** 2)
+    n_seeds = len(by_seed)
+    squares = [mean_squares(table) for table, _ in units]
+    n_items = np.array([table.shape[1] for table, _ in units])
+    weights = np.array([share**2 for _, share in units]) / (n_seeds * n_items)
     items = np.array([square.items for square in squares]) * weights
     residuals = np.array([square.residual for square in squares]) * weights
-    v_r = float(seed_means(tables).var(ddof=1)) / n_seeds
+    v_r = float(by_seed.var(ddof=1)) / n_seeds
     v_i, v_e = float(items.sum()), float(residuals.sum())
     item_part = float((items**2 / (n_items - 1)).sum())
     residual_part = float((residuals**2 / ((n_seeds - 1) * (n_items - 1))).sum())
@@ -241,7 +313,9 @@ def describe(found: Spread, n_seeds: int, fixed: bool = False) -> str:
     notes = []
     if n_seeds == 1:
         notes.append(ONE_CHECKPOINT if fixed else ONE_SEED)
-    constant = sum(constant for _, _, constant in found.strata)
+    if found.clusters:
+        notes.append(f"items in {found.clusters} clusters")
+    constant = sum(one.constant for one in found.strata)
     if found.method == CONSTANT:
         notes.append("no spread seen")
     elif constant:
@@ -249,13 +323,16 @@ def describe(found: Spread, n_seeds: int, fixed: bool = False) -> str:
     return "; ".join(notes)
 
 
-def wilson(mean: float, n_items: int, alpha: float = 0.05) -> tuple[float, float]:
+def wilson(
+    mean: float, n_items: float, alpha: float = 0.05, df: float = math.inf
+) -> tuple[float, float]:
     """Wilson's score interval for a proportion `mean` of `n_items`.
 
     With several decodes an item's accuracy is a fraction; its variance is then below
-    mean(1 - mean), so that the interval errs on the wide side.
+    mean(1 - mean), so that the interval errs on the wide side. `df`: t's quantile, not normal.
     """
-    z = float(stats.norm.ppf(1.0 - alpha / 2.0))
+    level = 1.0 - alpha / 2.0
+    z = float(stats.norm.ppf(level) if math.isinf(df) else stats.t.ppf(level, df))
     centre = (mean + z**2 / (2 * n_items)) / (1 + z**2 / n_items)
     root = math.sqrt(mean * (1.0 - mean) / n_items + z**2 / (4 * n_items**2))
     half = z * root / (1 + z**2 / n_items)

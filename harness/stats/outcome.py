@@ -29,12 +29,14 @@ class Outcome:
 
     All tasks share the same seeds, in the same order. A `fixed` outcome is one checkpoint without a
     training seed; in a paired difference its single table stands against every seed of the other.
+    `clusters` names the cluster of every item; None where items are independent.
     """
 
     seeds: tuple[int, ...]
     tables: Mapping[str, FloatArray]
     items: Mapping[str, tuple[str, ...]]
     fixed: bool = False
+    clusters: Mapping[str, tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
         if not self.tables:
@@ -50,6 +52,8 @@ class Outcome:
                     f"task {task!r} names {len(self.items[task])!r} items; "
                     f"expected {table.shape[1]}, the columns of its table"
                 )
+            if self.clusters is not None:
+                _check_clusters(self.clusters[task], task, table.shape[1])
 
     @classmethod
     def of(
@@ -58,6 +62,7 @@ class Outcome:
         seeds: Sequence[int] | None = None,
         items: Mapping[str, Sequence[str]] | None = None,
         fixed: bool = False,
+        clusters: Mapping[str, Sequence[str]] | None = None,
     ) -> Outcome:
         """Build from arrays; one bare array is the task "task", seeds and items count from 0."""
         named = tables if isinstance(tables, Mapping) else {"task": tables}
@@ -72,11 +77,14 @@ class Outcome:
             task: tuple(items[task]) if items else tuple(map(str, range(table.shape[1])))
             for task, table in arrays.items()
         }
-        return cls(tuple(range(rows) if seeds is None else seeds), arrays, names, fixed)
+        labels = None if clusters is None else {task: tuple(clusters[task]) for task in arrays}
+        return cls(tuple(range(rows) if seeds is None else seeds), arrays, names, fixed, labels)
 
     def only(self, task: str) -> Outcome:
         """The same seeds on one task."""
-        return Outcome(self.seeds, {task: self.tables[task]}, {task: self.items[task]}, self.fixed)
+        labels = None if self.clusters is None else {task: self.clusters[task]}
+        tables, items = {task: self.tables[task]}, {task: self.items[task]}
+        return Outcome(self.seeds, tables, items, self.fixed, labels)
 
     @property
     def seed_means(self) -> FloatArray:
@@ -100,6 +108,16 @@ def check_table(table: FloatArray, task: str, n_seeds: int, low: float = 0.0) ->
     if table.min() < low or table.max() > 1.0:
         worst = float(table.min() if table.min() < low else table.max())
         raise ValueError(f"task {task!r} has the value {worst!r}; expected [{low:g}, 1]")
+
+
+def _check_clusters(labels: Sequence[str], task: str, n_items: int) -> None:
+    if len(labels) != n_items:
+        raise ValueError(f"task {task!r} has {len(labels)!r} clusters named; expected {n_items}")
+    if len(set(labels)) < 2:
+        raise ValueError(
+            f"task {task!r} has all items in the cluster {labels[0]!r}; expected at least 2: "
+            "the variance between clusters cannot be known from one"
+        )
 
 
 def seed_means(tables: Mapping[str, FloatArray]) -> FloatArray:

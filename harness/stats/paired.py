@@ -75,12 +75,12 @@ def difference(
     A fixed checkpoint (the base model) is set against every seed of the other row: the difference
     then speaks about new seeds of that row and about this one checkpoint.
     """
-    a, b, dropped = _pair(method, reference)
+    a, b, dropped = aligned(method, reference)
     tables = {task: a.tables[task] - b.tables[task] for task in a.tables}
-    found = spread(tables, differences=True)
+    found = spread(tables, differences=True, clusters=a.clusters)
     by_seed = a.seed_means - b.seed_means
     p, test = found.p_value(), found.method
-    if by_seed.size == 1 and len(tables) == 1:
+    if by_seed.size == 1 and len(tables) == 1 and a.clusters is None:
         (task,) = tables
         if _binary(a.tables[task]) and _binary(b.tables[task]):
             p, test = mcnemar(a.tables[task][0], b.tables[task][0]), MCNEMAR
@@ -103,7 +103,7 @@ def difference(
     )
 
 
-def _pair(method: Outcome, reference: Outcome) -> tuple[Outcome, Outcome, tuple[int, ...]]:
+def aligned(method: Outcome, reference: Outcome) -> tuple[Outcome, Outcome, tuple[int, ...]]:
     """Both sides on the same seeds, and the seeds that were left out."""
     if set(method.tables) != set(reference.tables):
         raise ValueError(
@@ -117,6 +117,8 @@ def _pair(method: Outcome, reference: Outcome) -> tuple[Outcome, Outcome, tuple[
                 f"the {len(reference.items[task])} of the reference; "
                 "expected the same items in the same order"
             )
+    if method.clusters != reference.clusters:
+        raise ValueError("method and reference differ in clusters; expected the same for both")
     seeds = common_seeds(method, reference)
     if not seeds:
         raise ValueError(
@@ -132,7 +134,8 @@ def _pair(method: Outcome, reference: Outcome) -> tuple[Outcome, Outcome, tuple[
 def _on(outcome: Outcome, seeds: tuple[int, ...]) -> Outcome:
     """An outcome on the given seeds, in their order; a fixed one is repeated."""
     at = [0 if outcome.fixed else outcome.seeds.index(seed) for seed in seeds]
-    return Outcome(seeds, {t: table[at] for t, table in outcome.tables.items()}, outcome.items)
+    tables = {task: table[at] for task, table in outcome.tables.items()}
+    return Outcome(seeds, tables, outcome.items, clusters=outcome.clusters)
 
 
 def _binary(table: FloatArray) -> bool:

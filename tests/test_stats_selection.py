@@ -1,0 +1,42 @@
+"""Overlap of chosen sets and rank correlation, by hand and against scipy."""
+
+import math
+
+import numpy as np
+import pytest
+
+from harness.stats import jaccard, overlap_of_random, rank_correlation, stability
+
+
+def chosen(*positions, n=10):
+    return np.isin(np.arange(n), positions)
+
+
+def test_overlap_by_hand():
+    assert jaccard(chosen(0, 1, 2), chosen(1, 2, 3, 4)) == 2 / 5
+    assert jaccard(chosen(), chosen()) == 1.0
+    assert jaccard(chosen(1), chosen(2)) == 0.0
+    # Pairs share 1 of 3, 0 of 4 and 1 of 3.
+    assert stability([chosen(0, 1), chosen(1, 2), chosen(2, 3)]) == pytest.approx(2 / 9)
+    with pytest.raises(ValueError, match="at least 2"):
+        stability([chosen(1)])
+    with pytest.raises(ValueError, match="expected the same"):
+        jaccard(chosen(1), chosen(1, n=4))
+
+
+def test_overlap_of_random_sets_is_what_draws_give():
+    rng = np.random.default_rng(1)
+    draws = [
+        jaccard(chosen(*rng.choice(600, 300, False), n=600), chosen(*range(200), n=600))
+        for _ in range(200)
+    ]
+    assert overlap_of_random(600, 300, 200) == 0.25
+    assert np.mean(draws) == pytest.approx(0.25, abs=0.005)
+    # Two random halves share a third.
+    assert overlap_of_random(1000, 500, 500) == pytest.approx(1 / 3)
+
+
+def test_rank_correlation_by_hand():
+    # Ranks 1 2 3 4 against 2 1 4 3: 1 - 6 (4) / (4 (16 - 1)).
+    assert rank_correlation([0.1, 0.5, 2.0, 9.0], [5, 3, 11, 8]) == pytest.approx(0.6)
+    assert math.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))
