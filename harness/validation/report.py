@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from harness import tables, wording
-from harness.figures.style import context, save
-from harness.record import write_atomic
-from harness.validation import figure
+from harness import wording
+from harness.validation import figure, layout
 from harness.validation.bootstrap import DRAWS, Interval
+from harness.validation.layout import Table
 from harness.validation.measure import ANCHOR, Findings, Line, measure
 
 STEM = "influence"
 CSV_COLUMNS = ("table", "method", "case", "estimate", "low", "high", "low_crossed", "high_crossed")
 
-Table = tuple[str, list[str], list[list[str]]]
-"""Title, headings, rows of text; the first column is a name."""
-
 
 def build(results: Path, reports: Path) -> list[Path]:
     """Write the report of `results` into `reports`; the same results give the same bytes."""
     found = measure(results)
-    reports.mkdir(parents=True, exist_ok=True)
     texts = {
-        f"{STEM}.md": markdown(found),
-        f"{STEM}.csv": csv(found),
-        f"{STEM}.tex": tex(found),
+        "md": markdown(found),
+        "csv": csv(found),
+        "tex": layout.tex(content(found), notes(found)),
     }
-    for name, text in texts.items():
-        write_atomic(reports / name, text.encode())
-    with context():
-        drawn = save(figure.draw(found), reports / STEM)
-    return [reports / name for name in texts] + drawn
+    return layout.write(reports, STEM, texts, lambda: figure.draw(found))
 
 
 def content(found: Findings) -> list[Table]:
@@ -140,33 +130,9 @@ def markdown(found: Findings) -> str:
     """influence.md."""
     parts = ["# Does influence foretell what retraining does?", ""]
     parts += [f"![Score, brittleness and detection of every method]({STEM}.png)", ""]
-    for title, heads, rows in content(found):
-        parts += [f"## {tables.markdown_text(title)}", ""]
-        parts.append(_row([tables.markdown_text(head) for head in heads]))
-        parts.append("|:--|" + "--:|" * (len(heads) - 1))
-        parts += [_row([tables.markdown_text(text) for text in row]) for row in rows]
-        parts.append("")
-    parts += ["## Notes", "", *(f"- {tables.markdown_text(note)}" for note in notes(found))]
-    return "\n".join(parts) + "\n"
-
-
-def _row(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(texts) + " |"
-
-
-def tex(found: Findings) -> str:
-    r"""influence.tex: for `\input`, needs only booktabs."""
-    parts = ["% Needs \\usepackage{booktabs}."]
-    for title, heads, rows in content(found):
-        parts += ["\\begin{table}", "\\centering\\scriptsize\\setlength{\\tabcolsep}{3pt}"]
-        parts.append(f"\\caption{{{tables.tex_text(title)}}}")
-        parts += [f"\\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", "\\toprule"]
-        parts.append(" & ".join(map(tables.tex_text, heads)) + r" \\")
-        parts.append("\\midrule")
-        parts += [" & ".join(map(tables.tex_text, row)) + r" \\" for row in rows]
-        parts += ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
-    lines = [tables.tex_text(note) + "\\par" for note in notes(found)]
-    return "\n".join([*parts, *lines]) + "\n"
+    for table in content(found):
+        parts += layout.markdown_table(table)
+    return "\n".join([*parts, *layout.markdown_list("Notes", notes(found))]) + "\n"
 
 
 def csv(found: Findings) -> str:
@@ -184,9 +150,5 @@ def csv(found: Findings) -> str:
     for table, method, case, value, wide in lines:
         numbers = [value.mean, value.low, value.high, *((wide.low, wide.high) if wide else ())]
         cells = [f"{number:.10g}" for number in numbers] + [""] * (5 - len(numbers))
-        texts.append(",".join([table, _quoted(method), _quoted(case), *cells]))
+        texts.append(",".join([table, layout.quoted(method), layout.quoted(case), *cells]))
     return "\n".join(texts) + "\n"
-
-
-def _quoted(text: str) -> str:
-    return f'"{text}"' if "," in text else text

@@ -1,25 +1,23 @@
-"""Makes the stages of a study in worker processes and tells how far it is."""
+"""Makes the stages of a study in worker processes."""
 
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from harness.executors import Report, Workers
+from harness.executors import Outcome, Report
 from harness.job import Job, captured, reporting, run_job
 from harness.stage import Stage
 from harness.store import LOG, Store
+from harness.validation.dispatch import drain
 from harness.validation.predict import Prediction
 from harness.validation.retrain import Retraining
 
-PLAIN_SECONDS = 30.0
 OWN: Mapping[str, Any] = {"retraining": Retraining, "prediction": Prediction}
 """Kinds of stage that are made here; the others are made as in an experiment."""
 
@@ -69,36 +67,17 @@ def complete(
     """
     by_key = {stage.key: stage for stage in stages}
     missing = [stage for stage in by_key.values() if not store.has(stage.kind, stage.key)]
-    waiting = [Task(stage, str(store.root), provenance) for stage in missing]
-    done, total, last = 0, len(waiting), time.monotonic()
-    if not waiting:
+    if not missing:
         return
-    console.print(f"{title}: {total} to do, {len(by_key) - total} found", highlight=False)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    started = last
-    with (
-        Progress(*columns, console=console, transient=True) as bar,
-        Workers(min(workers, total), make) as pool,
-    ):
-        shown = bar.add_task(title, total=total)
-        while waiting or pool.busy:
-            while waiting and pool.idle is not None:
-                pool.submit(waiting.pop(0))
-            for ended in pool.poll(0.2):
-                if ended.error is not None:
-                    stage = ended.job.stage
-                    log = store.logged(stage.kind, stage.key)
-                    where = "" if log is None else f"; its output is in {log}"
-                    raise RuntimeError(f"{stage.label}: {ended.error['message']}{where}")
-                done += 1
-                bar.update(shown, completed=done)
-            now = time.monotonic()
-            if not console.is_terminal and now - last >= PLAIN_SECONDS and done:
-                last = now
-                left = (now - started) / done * (total - done)
-                console.print(f"{title}: {done} of {total}, about {left / 60:.0f} min left")
+    found = len(by_key) - len(missing)
+    console.print(f"{title}: {len(missing)} to do, {found} found", highlight=False)
+
+    def take(ended: Outcome) -> None:
+        if ended.error is not None:
+            stage = ended.job.stage
+            log = store.logged(stage.kind, stage.key)
+            where = "" if log is None else f"; its output is in {log}"
+            raise RuntimeError(f"{stage.label}: {ended.error['message']}{where}")
+
+    tasks = [Task(stage, str(store.root), provenance) for stage in missing]
+    drain(tasks, workers, make, take, title, console)
