@@ -12,19 +12,22 @@ from rich.console import Console
 from harness.executors import available_cores
 from harness.folders import REPORTS, RESULTS, default_store
 
-NAME = "validation"
+NAME, STATISTICS = "validation", "statistics"
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Studies with a ground truth, on the testbed."
+    add_completion=False,
+    no_args_is_help=True,
+    help="Studies with a ground truth: what is claimed, held against what is known.",
 )
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Processes; one thread each. [default: all cores]")
+]
 ResultsOption = Annotated[Path, typer.Option("--results", help="Folder of the results.")]
 ReportsOption = Annotated[Path, typer.Option("--reports", help="Folder of the report.")]
 
 
 @app.command()
 def influence(
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; one thread each. [default: all cores]")
-    ] = None,
+    workers: WorkersOption = None,
     peer: Annotated[
         bool, typer.Option(help="Compare with kronfluence's EK-FAC, which must be installed.")
     ] = True,
@@ -48,19 +51,51 @@ def influence(
     console = Console(stderr=True)
     store = Store(default_store())
     Study(Protocol(), store, workers or available_cores(), console, peer).run(results)
-    _built(results, reports)
+    _built_influence(results, reports)
+
+
+@app.command()
+def statistics(
+    workers: WorkersOption = None,
+    results: ResultsOption = RESULTS / NAME / STATISTICS,
+    reports: ReportsOption = REPORTS / NAME,
+) -> None:
+    """Simulate tables with a known truth; do intervals, tests and power keep their word?
+
+    Needs no torch. Stop it at any time: the same command continues.
+    """
+    from harness.validation.statistics.design import Protocol
+    from harness.validation.statistics.study import run
+
+    run(Protocol(), results, workers or available_cores(), Console(stderr=True))
+    _built_statistics(results, reports)
 
 
 @app.command()
 def report(
     results: ResultsOption = RESULTS / NAME, reports: ReportsOption = REPORTS / NAME
 ) -> None:
-    """Rebuild the report from the results; needs no torch."""
-    _built(results, reports)
+    """Rebuild the reports of all studies in the results; needs no torch."""
+    studies = {results: _built_influence, results / STATISTICS: _built_statistics}
+    found = [folder for folder in studies if (folder / "facts.json").exists()]
+    if not found:
+        raise typer.BadParameter(
+            f"{results} holds no finished study; expected facts.json there or in {STATISTICS}/",
+            param_hint="--results",
+        )
+    for folder in found:
+        studies[folder](folder, reports)
 
 
-def _built(results: Path, reports: Path) -> None:
+def _built_influence(results: Path, reports: Path) -> None:
     from harness.validation.report import STEM, build
+
+    build(results, reports)
+    Console().print(f"{reports / STEM}.md", highlight=False)
+
+
+def _built_statistics(results: Path, reports: Path) -> None:
+    from harness.validation.statistics.report import STEM, build
 
     build(results, reports)
     Console().print(f"{reports / STEM}.md", highlight=False)

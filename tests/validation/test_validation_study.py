@@ -191,6 +191,7 @@ def test_the_same_results_give_the_same_report(written, tmp_path):
 def test_reporting_imports_no_torch():
     code = (
         "import sys, harness.validation.report, harness.validation.__main__\n"
+        "import harness.validation.statistics.study, harness.validation.statistics.report\n"
         "heavy = {'torch', 'transformers', 'vllm', 'lm_eval'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
