@@ -47,6 +47,7 @@ def make(task: Task, report: Report) -> dict[str, Any]:
 
 def run(protocol: Protocol, folder: Path, workers: int, console: Console) -> None:
     """Simulate what `folder` has no counts of; every finished point is written at once."""
+    made = provenance(Path(__file__).parents[3], "cpu", {})  # of the code that starts
     places: list[Point | Aim] = [*protocol.points, *protocol.aims]
     counted = _counted(protocol, folder)
     write_atomic(folder / PROTOCOL, (HEAD + tomli_w.dumps(protocol.as_dict())).encode())
@@ -64,7 +65,7 @@ def run(protocol: Protocol, folder: Path, workers: int, console: Console) -> Non
     order = sorted(missing, key=lambda place: -place.size)
     drain([Task(place, protocol) for place in order], workers, make, take, "simulating", console)
     if missing or not (folder / FACTS).exists():
-        facts = {"study": "statistics", "made": provenance(Path(__file__).parents[3], "cpu", {})}
+        facts = {"study": "statistics", "made": made}
         write_atomic(folder / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
 
 
