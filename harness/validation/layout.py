@@ -43,7 +43,12 @@ def markdown_table(table: Table) -> list[str]:
 
 def markdown_list(title: str, notes: Sequence[str]) -> list[str]:
     """Lines of notes under a heading."""
-    return [f"## {title}", "", *(f"- {tables.markdown_text(note)}" for note in notes)]
+    return [f"## {title}", "", *markdown_items(notes)]
+
+
+def markdown_items(notes: Sequence[str]) -> list[str]:
+    """Lines of a list."""
+    return [f"- {tables.markdown_text(note)}" for note in notes]
 
 
 def tex(content: Sequence[Table], notes: Sequence[str]) -> str:

@@ -46,7 +46,9 @@ def markdown(found: Findings) -> str:
     """statistics.md."""
     parts = ["# Do the suite's own statistics keep their word?", ""]
     parts += [f"![Coverage, equal methods told apart, and power]({STEM}.png)", ""]
-    parts += [*layout.markdown_list("What was found", sentences(found)), ""]
+    parts += ["## What was found", ""]
+    for subject, said in sentences(found).items():
+        parts += [f"**{subject}**", "", *layout.markdown_items(said), ""]
     for table in [*summaries(found), *grids(found)]:
         parts += layout.markdown_table(table)
     return "\n".join([*parts, *layout.markdown_list("Notes", notes(found))]) + "\n"

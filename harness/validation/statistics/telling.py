@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from harness import wording
 from harness.validation.statistics.design import STRUCTURES, Point, Protocol
@@ -71,15 +71,20 @@ def counts(found: Findings, quantity: str, method: str, seeds: int | None = None
     return tallied(found.of(quantity, method, seeds), default)
 
 
-def sentences(found: Findings) -> list[str]:
-    """What was found, the default first."""
-    said = []
-    for quantity in OF:
-        said += [_default(found, quantity), _by_seeds(found, quantity)]
-        said += [_others(found, quantity), _least(found, quantity)]
-    said += [_equal(found, quantity) for quantity in STARTS]
-    said += [_alarms_by_seeds(found), *(_tried(found, name) for name in (WIDER, FULL))]
-    return [*said, *_powers(found)]
+def sentences(found: Findings) -> dict[str, list[str]]:
+    """What was found, by subject."""
+    said = {
+        title: [
+            _default(found, quantity),
+            _by_seeds(found, quantity),
+            *_others(found, quantity),
+            _least(found, quantity),
+        ]
+        for quantity, title in ((MEAN, "Means"), (DIFFERENCE, "Paired differences"))
+    }
+    equal = [*(_equal(found, quantity) for quantity in STARTS), _alarms_by_seeds(found)]
+    tried = [_tried(found, name) for name in (WIDER, FULL)]
+    return said | {"Equal methods": equal, "Tried": tried, "Power": list(_powers(found))}
 
 
 def _default(found: Findings, quantity: str) -> str:
@@ -123,17 +128,15 @@ def _missed(own: Tallied) -> str:
     return ", ".join(said)
 
 
-def _others(found: Findings, quantity: str) -> str:
-    parts = []
+def _others(found: Findings, quantity: str) -> Iterator[str]:
     for method in METHODS[quantity]:
         if method == TWO_WAY or not found.of(quantity, method):
             continue
         own = counts(found, quantity, method)
-        text = f"{method}: {_missed(own)}"
+        text = f"{method[0].upper()}{method[1:]}: {_missed(own)}"
         if own.narrow:
             text += f", {_extreme('lowest', own.lowest)}"
-        parts.append(text)
-    return f"Other methods for {OF[quantity]}. {'. '.join(p[0].upper() + p[1:] for p in parts)}."
+        yield text + "."
 
 
 def _least(found: Findings, quantity: str) -> str:
@@ -166,10 +169,10 @@ def _equal(found: Findings, quantity: str) -> str:
         missed = sum(cell.mark == MANY for cell in cells)
         near = sum(cell.mark == MANY + OPEN for cell in cells)
         text = f"{method} at most {percent(most.rate.value)}"
-        if missed or near:
-            text += f" with {place(most.point)}"
-            text += f" (above {100 * MOST:g}% at {missed} of {len(cells)} points"
-            text += f", {near} more within the Monte Carlo error)" if near else ")"
+        if missed:
+            text += f" with {place(most.point)} (above {100 * MOST:g}% at {missed} of {len(cells)})"
+        elif near:
+            text += f" (above {100 * MOST:g}% at {near}, within the Monte Carlo error)"
         parts.append(text)
     start = STARTS[quantity].format(family=found.protocol.family)
     return f"{start} by {'; '.join(parts)}."
@@ -223,21 +226,20 @@ def _change(ratio: float) -> str:
     return f"{size}% {'wider' if ratio >= 1.0 else 'narrower'} on average"
 
 
-def _powers(found: Findings) -> Iterable[str]:
+def _powers(found: Findings) -> Iterator[str]:
     """Whether formulas keep what they promise."""
-    for name, chosen in (
-        ("The seeds that `seeds_needed` asks for", [p for p in found.powers if p.aim.delta]),
-        ("The difference that `detectable` names", [p for p in found.powers if p.aim.seeds]),
+    for start, chosen in (
+        ("With the seeds that seeds_needed asks for", [p for p in found.powers if p.aim.delta]),
+        ("At the difference that detectable names", [p for p in found.powers if p.aim.seeds]),
     ):
         if not chosen:
             continue
         powers = [power.rates[power.test].value for power in chosen]
         kept = sum(power.mark == MET for power in chosen)
-        limits = f"{100 * POWER_LOW:g} to {100 * POWER_HIGH:g}%"
         text = (
-            f"{name}: found by {chosen[0].test} in {percent(min(powers))} to "
-            f"{percent(max(powers))} of the tables where 80% are promised; within {limits} at "
-            f"{kept} of {len(chosen)}"
+            f"{start}, {chosen[0].test} finds it in {percent(min(powers))} to "
+            f"{percent(max(powers))} of the tables where 80% are promised; "
+            f"{100 * POWER_LOW:g} to {100 * POWER_HIGH:g}% at {kept} of {len(chosen)}"
         )
         off = [power for power in chosen if power.mark in ("low", "high")]
         if off:
