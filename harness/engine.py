@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from harness.decoding import Decoding, item_seed
 from harness.settings import Settings, cache_bytes, gpu_share
 from harness.traces import (
@@ -23,6 +25,7 @@ from harness.traces import (
     held_back,
     one_collection,
     quiet,
+    swapped,
     vllm_version_answered,
 )
 
@@ -39,6 +42,8 @@ class Decodes:
     """
 
     seeds: tuple[int, ...] = ()
+    order: int | None = None
+    """Seed of the order in which requests are handed over; None for lm-eval's own."""
     told: Told | None = None
     lengths: dict[tuple[tuple[int, ...], int | None], tuple[int, bool]]
     """By prompt and seed: tokens generated, and whether the limit of tokens cut them off."""
@@ -57,8 +62,32 @@ class Decodes:
                 options = options | {"seed": self.seeds[copies[id(request)]]}
                 copies[id(request)] += 1
             seeded.append(replace(request, arguments=(prompt, options)))
-        answers: list[str] = super().generate_until(seeded, disable_tqdm)  # type: ignore[misc]
+        with _shuffled(self.order):
+            answers: list[str] = super().generate_until(seeded, disable_tqdm)  # type: ignore[misc]
         return answers
+
+
+@contextmanager
+def _shuffled(order: int | None) -> Iterator[None]:
+    """Let lm-eval hand its requests over in a random order, from this seed; None changes nothing.
+
+    lm-eval sorts requests by length and text, so shuffled items alone would change no batch. Its
+    own bookkeeping still takes every answer back to its request.
+    """
+    if order is None:
+        yield
+        return
+    from lm_eval.models.utils import Collator
+
+    sort, rng = Collator._reorder, np.random.default_rng(order)
+
+    def shuffle(collator: Any, requests: Any) -> Iterator[Any]:
+        ranks = rng.permutation(len(collator))
+        collator._sort_fn = lambda numbered: ranks[numbered[0]]
+        yield from sort(collator, requests)
+
+    with swapped(Collator, "_reorder", shuffle):
+        yield
 
 
 class _Bar:

@@ -128,15 +128,7 @@ class Run:
         summary.found = len(self.cells) - len([c for c in self.cells if not self._complete(c)])
         view.begin(self.cells, jobs, self.workers)
         self._record_finished(view)
-        if jobs:
-            with Workers(
-                min(self.workers, len(jobs)),
-                run_job,
-                threads=self.plan.experiment.train.threads,
-                exclusive=self.gpu,
-                kept=(EVALUATE,),
-            ) as workers:
-                self._schedule(jobs, workers, view)
+        self.make(jobs, view)
         for cell in self.open_cells:
             stage, error = self._cause(cell)
             summary.failed[cell.name] = str(error["message"])
@@ -146,6 +138,27 @@ class Run:
         view.end()
         summary.seconds = time.monotonic() - start
         return summary
+
+    def make(self, jobs: list[Job], view: View, stop: bool = False) -> None:
+        """Run jobs in workers; what ends in an error is in `failures` afterwards, by stage key.
+
+        `stop`: start no further job after the first failure.
+        """
+        if not jobs:
+            return
+        with Workers(
+            min(self.workers, len(jobs)),
+            run_job,
+            threads=self.plan.experiment.train.threads,
+            exclusive=self.gpu,
+            kept=(EVALUATE,),
+        ) as workers:
+            self._schedule(jobs, workers, view, stop)
+
+    def job(self, *stages: Stage) -> Job:
+        """Stages to be made in one go, with what this run says of all its jobs."""
+        root = str(self.store.root.resolve())
+        return Job(stages, root, self.provenance, self.verbose, self.limits)
 
     def jobs(self) -> list[Job]:
         """Work that is still to be done, most urgent first."""
@@ -165,11 +178,7 @@ class Run:
         for key, stage in needed.items():
             name = stage.parents["model"].key + "-samples" if stage.kind == "samples" else key
             groups.setdefault(name, []).append(stage)
-        root = str(self.store.root.resolve())
-        jobs = [
-            Job(tuple(group), root, self.provenance, self.verbose, self.limits)
-            for group in groups.values()
-        ]
+        jobs = [self.job(*group) for group in groups.values()]
         return sorted(jobs, key=lambda job: -urgency(job, weight))
 
     def _needed(self, missing: dict[str, Stage], ends: list[Stage]) -> dict[str, Stage]:
@@ -191,10 +200,10 @@ class Run:
                 visit(stage)
         return needed
 
-    def _schedule(self, jobs: list[Job], workers: Workers, view: View) -> None:
+    def _schedule(self, jobs: list[Job], workers: Workers, view: View, stop: bool) -> None:
         waiting = list(jobs)
         while waiting or workers.busy:
-            waiting = self._drop_hopeless(waiting)
+            waiting = [] if stop and self.failures else self._drop_hopeless(waiting)
             while workers.idle is not None:
                 job = self._next(waiting, workers)
                 if job is None:

@@ -32,6 +32,7 @@ VERSIONS: Mapping[str, int] = {
     "subset": 1,
     "checkpoint": 1,
     "samples": 2,
+    "noise": 1,
     "retraining": 1,
     "prediction": 1,
 }

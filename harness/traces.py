@@ -24,8 +24,8 @@ from harness.environment import engine_version, vllm_build
 
 
 @contextmanager
-def swapped(module: ModuleType, name: str, value: Callable[..., Any]) -> Iterator[None]:
-    """Put another function in a module's place for one."""
+def swapped(module: ModuleType | type, name: str, value: Callable[..., Any]) -> Iterator[None]:
+    """Put another function in the place of one of a module or a class."""
     real = getattr(module, name)
     setattr(module, name, value)
     try:
