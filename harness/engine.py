@@ -23,10 +23,12 @@ from harness.settings import Settings, cache_bytes, gpu_share
 from harness.traces import (
     generators_kept,
     held_back,
+    kernels_once,
     one_collection,
     quiet,
     swapped,
     vllm_version_answered,
+    zeros_when_touched,
 )
 
 WHOLE = 1_000_000  # batch size that means "all at once": vLLM makes its own batches
@@ -65,6 +67,10 @@ class Decodes:
         with _shuffled(self.order):
             answers: list[str] = super().generate_until(seeded, disable_tqdm)  # type: ignore[misc]
         return answers
+
+    def encode(self, prompts: list[str]) -> list[list[int]]:
+        """Token ids as lm-eval's class makes them."""
+        return [self.tok_encode(prompt) for prompt in prompts]  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -122,6 +128,11 @@ def _vllm_class() -> Any:
         from lm_eval.models.vllm_causallms import VLLM
 
     class Vllm(Decodes, VLLM):  # type: ignore[misc]
+        def encode(self, prompts: list[str]) -> list[list[int]]:
+            """The same in one call, as generate_until does it."""
+            made: list[list[int]] = self.tok_encode(prompts)
+            return made
+
         def _model_generate(
             self, requests: Any, generate: bool = False, sampling_params: Any = None
         ) -> Any:
@@ -340,7 +351,7 @@ def _start_vllm(folder: Path, settings: Settings, verbose: bool) -> Any:
         "kv_cache_memory_bytes": cache_bytes(folder, settings.max_length, settings.sequences),
     }
     build = _vllm_class()
-    with one_collection(start=True):
+    with one_collection(start=True), kernels_once(), zeros_when_touched():
         return build(**arguments)
 
 

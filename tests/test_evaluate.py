@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from harness import evaluate, testbed
@@ -182,7 +183,7 @@ def test_every_decode_is_sampled_and_scored(name, open_engine, tasks) -> None:
     ]
     assert list(frame["correct"]) == graded
     assert [extract(text) for text in frame["response"]] == [
-        None if a is None or a != a else a for a in frame["answer"]
+        None if pd.isna(a) else a for a in frame["answer"]
     ]
     # Decodes differ from each other, in which are right too: none is a copy of the first.
     wide = frame.pivot(index="item", columns="decode", values="response")
@@ -374,8 +375,8 @@ def _scripted(texts: list[str]):
             }
             return texts
 
-        def tok_encode(self, prompt):
-            return list(map(ord, prompt))
+        def encode(self, prompts):
+            return [list(map(ord, prompt)) for prompt in prompts]
 
         def loglikelihood(self, requests):
             raise NotImplementedError
@@ -474,7 +475,7 @@ def test_cache_holds_every_sequence(tmp_path) -> None:
     config = {"num_hidden_layers": 3, "hidden_size": 128, "num_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps(config))
     # keys and values, 4 bytes, 3 layers, 128 wide, 512 sequences of 100 tokens in blocks of 32
-    assert cache_bytes(tmp_path, 100) == 2 * 4 * 3 * 128 * 160 * 512
+    assert cache_bytes(tmp_path, 100, 512) == 2 * 4 * 3 * 128 * 160 * 512
 
 
 def test_importing_evaluation_is_light() -> None:
