@@ -99,20 +99,34 @@ def describe(findings: Sequence[Finding]) -> str:
     """The findings for a reader: counts for every two sets, the first rows, and what to do."""
     if not findings:
         return "no question stands in two data sets"
-    lines = ["data sets overlap; expected no question in two of them"]
+    lines = ["data sets overlap; expected no question in two of them", *counted(findings)]
+    lines += [line for finding in findings[:SHOWN] for line in told(finding)]
+    if len(findings) > SHOWN:
+        lines.append(f"  ... and {len(findings) - SHOWN} more")
+    return "\n".join([*lines, remedy(findings)])
+
+
+def counted(findings: Iterable[Finding]) -> list[str]:
+    """How many rows and items of every two sets overlap, a line each."""
     pairs: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in findings:
         pairs[finding.side, finding.other].append(finding)
-    lines += [f"  {_counted(*names, found)}" for names, found in pairs.items()]
-    for f in findings[:SHOWN]:
-        row = f"query {f.id!r}" if f.side == QUERY else f"pool row {f.id!r}"
-        item = f"query {f.item!r}" if f.other == QUERY else f"item {f.item!r} of {f.other!r}"
-        share = "" if f.rule == SAME else f", {100 * f.share:.0f}% of the shorter"
-        lines += [f"  {row} and {item}: {f.rule}{share}", f"    {f.text}", f"    {f.item_text}"]
-    if len(findings) > SHOWN:
-        lines.append(f"  ... and {len(findings) - SHOWN} more")
-    lines.append('overlap = "drop" leaves these rows out; overlap = "keep" keeps them knowingly')
-    return "\n".join(lines)
+    return [f"  {_counted(*names, found)}" for names, found in pairs.items()]
+
+
+def told(finding: Finding) -> list[str]:
+    """One finding: a line that names both, and how the two begin."""
+    f = finding
+    row = f"query {f.id!r}" if f.side == QUERY else f"pool row {f.id!r}"
+    item = f"query {f.item!r}" if f.other == QUERY else f"item {f.item!r} of {f.other!r}"
+    share = "" if f.rule == SAME else f", {100 * f.share:.0f}% of the shorter"
+    return [f"  {row} and {item}: {f.rule}{share}", f"    {f.text}", f"    {f.item_text}"]
+
+
+def remedy(findings: Iterable[Finding]) -> str:
+    """What an experiment may say of them, and under which of its tables."""
+    tables = " and ".join(sorted({f"[{finding.side}]" for finding in findings}))
+    return f'{tables} overlap = "drop" leaves these rows out; overlap = "keep" keeps them knowingly'
 
 
 def _counted(side: str, other: str, found: Sequence[Finding]) -> str:
