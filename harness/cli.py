@@ -1,7 +1,7 @@
-"""The command `cotsieve`: list, plan, run, report, subset, explain, check, influence, grade, stats,
-compare, noise.
+"""The command `cotsieve`: list, plan, overlap, run, report, subset, explain, check, influence, grade,
+stats, compare, noise.
 
-Exit codes: 0 done, 1 some cells failed, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 some cells failed or an overlap is refused, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -156,6 +156,27 @@ def plan(
     out.print(table)
     for text in picture["notes"]:
         out.print(Text(text), soft_wrap=True)
+
+
+@app.command()
+def overlap(
+    experiment: ExperimentName,
+    store: Store = None,
+    task_data: TaskData = None,
+    as_json: AsJson = False,
+) -> None:
+    """List questions that stand in two data sets of an experiment; nothing is trained."""
+    from harness.folders import RESULTS
+    from harness.inspection import inspect
+
+    made = planned(experiment, task_data)
+    try:
+        refused = inspect(made, artefacts(store), RESULTS / made.experiment.name, as_json)
+    except KeyboardInterrupt:
+        err.print("Stopped. What is finished is stored; the same command continues from there.")
+        raise typer.Exit(130) from None
+    if refused:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -22,6 +22,7 @@ VERSIONS: Mapping[str, int] = {
     "queryset": 1,
     "items": 1,
     "proof": 1,
+    "overlap": 1,
     "answers": 1,
     "features": 1,
     "decodes": 1,

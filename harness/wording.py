@@ -202,6 +202,7 @@ def notes(results: Results, table: pd.DataFrame) -> list[str]:
     found = [_interval_note(results), _difference_note(results, table), *_row_notes(table)]
     found += [_data_note(results, table), *task_notes(results), *_decodes_note(table)]
     found += [*truncation_notes(results, table), _machine_note(results), *fact_notes(results)]
+    found += overlap_notes(results)
     if results.testbed:
         found.append(TESTBED_NOTE)
     return found
@@ -364,6 +365,25 @@ def fact_notes(results: Results) -> list[str]:
         f"|I| = {n_i} that it made wrong.{settled}",
         *_stability_note(results),
     ]
+
+
+def overlap_notes(results: Results) -> list[str]:
+    """Rows that overlap another data set and were kept or dropped, as the experiment says."""
+    fates = {
+        "keep": "kept, as the experiment says",
+        "drop": "dropped before anything used the data, as the experiment says",
+        "refuse": "refused",
+    }
+    stated = []
+    for side, one, many in (("pool", "pool row", "pool rows"), ("query", "query", "queries")):
+        known = results.facts.get("overlap", {}).get(side, {"rows": 0})
+        if not known["rows"]:
+            continue
+        rows = f"1 {one} overlaps" if known["rows"] == 1 else f"{known['rows']} {many} overlap"
+        sets = listing("the query set" if name == "query" else name for name in known["pairs"])
+        was = "was" if known["rows"] == 1 else "were"
+        stated.append(f"{rows} with {sets} and {was} {fates[known['action']]}")
+    return [f"Overlap: {'; '.join(stated)}."] if stated else []
 
 
 def _stability_note(results: Results) -> list[str]:

@@ -232,6 +232,39 @@ def test_how_each_task_is_asked_and_graded_is_told_where_it_is_noted(make_result
     ]
 
 
+@pytest.mark.parametrize(
+    ("overlap", "said"),
+    [
+        ({}, []),
+        ({"pool": {"action": "refuse", "rows": 0, "pairs": {}}, "first": []}, []),
+        (
+            {"pool": {"action": "drop", "rows": 1, "pairs": {"gsm8k": 2}}, "first": []},
+            [
+                "Overlap: 1 pool row overlaps with gsm8k and was dropped before anything used the "
+                "data, as the experiment says."
+            ],
+        ),
+        (
+            {
+                "pool": {"action": "refuse", "rows": 0, "pairs": {}},
+                "query": {"action": "keep", "rows": 5, "pairs": {"aime24": 4, "gsm8k": 1}},
+            },
+            [
+                "Overlap: 5 queries overlap with aime24 and gsm8k and were kept, as the experiment "
+                "says."
+            ],
+        ),
+    ],
+)
+def test_overlaps_that_were_kept_or_dropped_are_told(make_results, overlap, said):
+    folder = make_results()
+    facts = json.loads((folder / "facts.json").read_text())
+    facts["arms"]["main"]["overlap"] = overlap
+    (folder / "facts.json").write_text(json.dumps(facts))
+    (found,) = load(folder)
+    assert wording.overlap_notes(found) == said
+
+
 def test_listing():
     assert wording.listing(["a"]) == "a"
     assert wording.listing(["a", "b", "c"]) == "a, b and c"
