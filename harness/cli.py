@@ -1,5 +1,5 @@
-"""The command `cotsieve`: list, plan, overlap, run, report, subset, explain, check, influence, grade,
-stats, compare, noise.
+"""The command `cotsieve`: list, plan, overlap, run, report, subset, explain, check, influence,
+grade, stats, compare, noise.
 
 Exit codes: 0 done, 1 some cells failed or an overlap is refused, 2 bad input, 130 interrupted.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import tables, wording
+from harness import footnotes, tables, wording
 from harness.figures.style import context, save
 from harness.record import write_atomic
 from harness.validation import figure
@@ -98,7 +98,7 @@ def notes(found: Findings) -> list[str]:
         "product over the length of the example's gradient. tracin: along the reference run. "
         "Damping: in units of each layer's mean eigenvalue; the default is 0.1. exact: the inverse "
         "of the damped Fisher matrix itself, between layers too, two label draws per example.",
-        wording.TESTBED_NOTE,
+        footnotes.TESTBED_NOTE,
     ]
 
 

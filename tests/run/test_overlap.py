@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from harness import build, cli, config, contamination, forecast, overlap, plan, record
 from harness import run as running
+from harness.footnotes import overlap_notes
 from harness.job import reporting
 from harness.pool import Pool
 from harness.queries import Answers
@@ -19,7 +20,6 @@ from harness.results import load
 from harness.selector import no_progress
 from harness.stage import together
 from harness.store import Store
-from harness.wording import overlap_notes
 
 TOML = """
 name = "own"
