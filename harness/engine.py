@@ -139,7 +139,10 @@ def _vllm_class() -> Any:
             if not generate:
                 return super()._model_generate(requests, generate, sampling_params)
             seeds = [params.seed for params in sampling_params]
+            end = self.tokenizer.decode(self.eot_token_id)
             for ids, params in zip(requests, sampling_params, strict=True):
+                # The end of text is stopped at by its id; looking for its text costs at each token.
+                params.stop = [text for text in params.stop if text != end]
                 if params.seed is not None:
                     params.seed = item_seed(params.seed, ids)
             outputs = self.model.generate(

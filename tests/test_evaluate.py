@@ -127,6 +127,23 @@ def test_tokens_count_the_end_of_text(name: str, greedy, tokenizer) -> None:
 
 
 @needs_vllm
+def test_answers_end_at_a_token_and_not_at_its_text(open_engine, tasks, monkeypatch) -> None:
+    engine = open_engine("vllm")
+    seen = []
+    real = engine._model.model.generate
+
+    def generate(prompts, sampling_params, **options):
+        seen.extend(params.stop for params in sampling_params)
+        return real(prompts, sampling_params=sampling_params, **options)
+
+    monkeypatch.setattr(engine._model.model, "generate", generate)
+    frame = engine.evaluate(tasks[:1], GREEDY)
+    assert seen == [[]] * ITEMS
+    assert (~frame["truncated"]).sum() > ITEMS / 2
+    assert not frame["response"].str.contains("<").any()
+
+
+@needs_vllm
 def test_engines_agree(greedy) -> None:
     vllm, hf = greedy("vllm"), greedy("hf")
     assert (vllm["response"] == hf["response"]).mean() >= 0.99
