@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness import overlap
 from harness.config import DataConfig, PoolConfig
 from harness.pool import Pool
 from harness.selector import Context, Progress, Selector, best, check_positions, check_scores
@@ -57,6 +58,8 @@ class Builder:
         import torch
 
         torch.set_num_threads(self._threads())
+        if "overlap" in self.stage.parents:
+            return overlap.leave_out(self.stage, self.store, work)
         builders: dict[str, Callable[[Path], dict[str, Any]]] = {
             "tokenizer": self._tokenizer,
             "base": self._base,
@@ -64,6 +67,7 @@ class Builder:
             "queryset": self._queryset,
             "items": self._items,
             "proof": self._proof,
+            "overlap": lambda work: overlap.find(self.stage, self.store, work),
             "scores": self._scores,
             "subset": self._subset,
             "checkpoint": self._checkpoint,

@@ -1,7 +1,7 @@
-"""The command `cotsieve`: list, plan, run, report, subset, explain, check, influence, grade, stats,
-compare.
+"""The command `cotsieve`: list, plan, overlap, run, report, subset, explain, check, influence,
+grade, stats, compare, noise.
 
-Exit codes: 0 done, 1 some cells failed, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 some cells failed or an overlap is refused, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,24 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import __version__, config, plugins
-from harness.command import compare, grade, influence, stats
+from harness.command import (
+    AsJson,
+    BatchInvariant,
+    EngineMemory,
+    EngineSequences,
+    ExperimentName,
+    Store,
+    TaskData,
+    TaskLimit,
+    Verbose,
+    artefacts,
+    compare,
+    grade,
+    influence,
+    noise,
+    planned,
+    stats,
+)
 from harness.folders import EXPERIMENTS
 from harness.tasks import titles
 
@@ -34,24 +51,6 @@ app = typer.Typer(
 )
 out = Console()
 err = Console(stderr=True)
-
-ExperimentName = Annotated[
-    str, typer.Argument(help="A name in experiments/ (such as quick) or the path of a .toml file.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Store = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of finished artefacts; default: $COTSIEVE_STORE, else .cotsieve here."
-    ),
-]
-TaskData = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="COTSIEVE_TASK_DATA",
-        help="Folder with the benchmarks' files (gsm8k.jsonl, ...); default: from the hub.",
-    ),
-]
 
 
 def main() -> None:
@@ -144,8 +143,8 @@ def plan(
     """Show the cells of an experiment, what is stored already, and what is left to do."""
     from harness import forecast
 
-    made = _plan(experiment, task_data)
-    picture = forecast.forecast(made, _store(store))
+    made = planned(experiment, task_data)
+    picture = forecast.forecast(made, artefacts(store))
     if as_json:
         say_json(picture)
         return
@@ -160,6 +159,27 @@ def plan(
 
 
 @app.command()
+def overlap(
+    experiment: ExperimentName,
+    store: Store = None,
+    task_data: TaskData = None,
+    as_json: AsJson = False,
+) -> None:
+    """List questions that stand in two data sets of an experiment; nothing is trained."""
+    from harness.folders import RESULTS
+    from harness.inspection import inspect
+
+    made = planned(experiment, task_data)
+    try:
+        refused = inspect(made, artefacts(store), RESULTS / made.experiment.name, as_json)
+    except KeyboardInterrupt:
+        err.print("Stopped. What is finished is stored; the same command continues from there.")
+        raise typer.Exit(130) from None
+    if refused:
+        raise typer.Exit(1)
+
+
+@app.command()
 def run(
     experiment: ExperimentName,
     only: Annotated[
@@ -170,27 +190,13 @@ def run(
         int | None, typer.Option(min=1, help="Worker processes; default: one per core, one on GPU.")
     ] = None,
     report: Annotated[bool, typer.Option(help="Build the report at the end.")] = True,
-    verbose: Annotated[
-        bool, typer.Option(help="Let vLLM, lm-eval and transformers speak.")
-    ] = False,
+    verbose: Verbose = False,
     store: Store = None,
     task_data: TaskData = None,
-    task_limit: Annotated[
-        float, typer.Option(min=1, help="Seconds for a task, after which its engine is ended.")
-    ] = 4 * 3600,
-    engine_memory: Annotated[
-        float | None, typer.Option(help="Share of a GPU's memory for vLLM; default: what is free.")
-    ] = None,
-    engine_sequences: Annotated[
-        int | None,
-        typer.Option(help="Answers decoded together; default: 512 on a CPU, 256 on GPU."),
-    ] = None,
-    batch_invariant: Annotated[
-        bool,
-        typer.Option(
-            "--batch-invariant", help="vLLM's kernels that do not depend on the batch (GPU only)."
-        ),
-    ] = False,
+    task_limit: TaskLimit = 4 * 3600,
+    engine_memory: EngineMemory = None,
+    engine_sequences: EngineSequences = None,
+    batch_invariant: BatchInvariant = False,
 ) -> None:
     """Run what an experiment still lacks, then build its report."""
     from harness.environment import check_environment
@@ -206,11 +212,11 @@ def run(
     from harness.settings import Limits
     from harness.view import Progress, clock
 
-    made = _plan(experiment, task_data, batch_invariant)
+    made = planned(experiment, task_data, batch_invariant)
     name = made.experiment.name
     job = Run(
         made,
-        _store(store),
+        artefacts(store),
         RESULTS / name,
         workers=workers,
         only=only,
@@ -270,7 +276,7 @@ def subset(
     from harness.export import export
 
     count = export(
-        _plan(experiment, task_data), _store(store), arm, selector, fraction, seed, out_file
+        planned(experiment, task_data), artefacts(store), arm, selector, fraction, seed, out_file
     )
     out.print(f"{count} examples written to {out_file}", soft_wrap=True)
 
@@ -287,8 +293,8 @@ def explain(
     from harness.explain import explain as explained
     from harness.folders import RESULTS
 
-    made = _plan(experiment, task_data)
-    story = explained(made, made.cell(cell), _store(store), RESULTS / made.experiment.name)
+    made = planned(experiment, task_data)
+    story = explained(made, made.cell(cell), artefacts(store), RESULTS / made.experiment.name)
     if as_json:
         say_json(story)
         return
@@ -322,6 +328,7 @@ app.command()(influence)
 app.command()(grade)
 app.command()(stats)
 app.command()(compare)
+app.command()(noise)
 
 
 def _name(experiment: str) -> str:
@@ -331,24 +338,6 @@ def _name(experiment: str) -> str:
     if not experiment.endswith(".toml") and (RESULTS / experiment / "protocol.toml").exists():
         return experiment
     return config.load(config.find(experiment)).name
-
-
-def _plan(experiment: str, task_data: Path | None = None, batch_invariant: bool = False) -> Any:
-    from harness import plan
-
-    path = config.find(experiment)
-    loaded = config.load(path)
-    if batch_invariant:
-        chosen = loaded.evaluate.model_copy(update={"batch_invariant": True})
-        loaded = loaded.model_copy(update={"evaluate": chosen})
-    return plan.make(loaded, path, task_data)
-
-
-def _store(path: Path | None) -> Any:
-    from harness.folders import default_store
-    from harness.store import Store as Artefacts
-
-    return Artefacts(path or default_store())
 
 
 if __name__ == "__main__":

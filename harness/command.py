@@ -1,17 +1,73 @@
-"""Commands that need no plan (influence, grade, stats, compare): options, and what they print."""
+"""Commands beside those of a run (influence, grade, stats, compare, noise), and shared options."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
+from harness import config
 from harness.tasks import BENCHMARKS, benchmark
+
+ExperimentName = Annotated[
+    str, typer.Argument(help="A name in experiments/ (such as quick) or the path of a .toml file.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Store = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of finished artefacts; default: $COTSIEVE_STORE, else .cotsieve here."
+    ),
+]
+TaskData = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="COTSIEVE_TASK_DATA",
+        help="Folder with the benchmarks' files (gsm8k.jsonl, ...); default: from the hub.",
+    ),
+]
+Verbose = Annotated[bool, typer.Option(help="Let vLLM, lm-eval and transformers speak.")]
+TaskLimit = Annotated[
+    float, typer.Option(min=1, help="Seconds for a task, after which its engine is ended.")
+]
+EngineMemory = Annotated[
+    float | None, typer.Option(help="Share of a GPU's memory for vLLM; default: what is free.")
+]
+EngineSequences = Annotated[
+    int | None, typer.Option(help="Answers decoded together; default: 512 on a CPU, 256 on GPU.")
+]
+BatchInvariant = Annotated[
+    bool,
+    typer.Option(
+        "--batch-invariant", help="vLLM's kernels that do not depend on the batch (GPU only)."
+    ),
+]
+
+
+def planned(experiment: str, task_data: Path | None = None, batch_invariant: bool = False) -> Any:
+    """The plan of an experiment, by name or path."""
+    from harness import plan
+
+    path = config.find(experiment)
+    loaded = config.load(path)
+    if batch_invariant:
+        chosen = loaded.evaluate.model_copy(update={"batch_invariant": True})
+        loaded = loaded.model_copy(update={"evaluate": chosen})
+    return plan.make(loaded, path, task_data)
+
+
+def artefacts(path: Path | None) -> Any:
+    """The store in this folder, or in the default one."""
+    from harness import store
+    from harness.folders import default_store
+
+    return store.Store(path or default_store())
 
 
 def influence(
@@ -241,3 +297,76 @@ def compare(
     out = Console()
     for picture in pictures(story):
         out.print(picture, soft_wrap=isinstance(picture, Text))
+
+
+def noise(
+    experiment: ExperimentName,
+    cell: Annotated[
+        str | None,
+        typer.Option(
+            help="A cell, such as full@1#0; default: the first finished one of full, of the "
+            "reference, or base."
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=2, help="How often it is evaluated.")] = 8,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+    store: Store = None,
+    task_data: TaskData = None,
+    task_limit: TaskLimit = 4 * 3600,
+    engine_memory: EngineMemory = None,
+    engine_sequences: EngineSequences = None,
+    batch_invariant: BatchInvariant = False,
+) -> None:
+    """Evaluate one checkpoint again and again: how far does its accuracy move by itself?
+
+    Items come in another order each time, sampled answers with other seeds. A killed call is
+    continued by the same command.
+    """
+    from harness.environment import check_environment
+
+    try:
+        check_environment()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    from harness import noise as measured
+    from harness.folders import RESULTS
+    from harness.run import Run
+    from harness.settings import Limits
+    from harness.view import Repetitions
+
+    made, stored = planned(experiment, task_data, batch_invariant), artefacts(store)
+    results = RESULTS / made.experiment.name
+    limits = Limits(engine_memory, engine_sequences, task_limit)
+    run = Run(made, stored, results, workers=1, verbose=verbose, limits=limits)
+    found = measured.Noise(run, measured.chosen(made, stored, cell), repeats)
+    err = Console(stderr=True)
+    view = Repetitions(err)
+    try:
+        failed = found.make(view)
+    except KeyboardInterrupt:
+        view.end()
+        err.print("Stopped. What is finished is stored; the same command continues from there.")
+        raise typer.Exit(130) from None
+    finally:
+        view.end()
+    if failed is not None:
+        err.print(Text(f"failed: {failed['message']}", style="red"), soft_wrap=True)
+        raise typer.Exit(1)
+    entry = found.entry()
+    path = measured.write(entry, results)
+    if as_json:
+        sys.stdout.write(json.dumps(entry, indent=1, ensure_ascii=False) + "\n")
+        return
+    out = Console()
+    for line in measured.head(entry):
+        out.print(Text(line), soft_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for number, column in enumerate(measured.columns(entry)):
+        table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
+    for row in measured.rows(entry):
+        table.add_row(*map(Text, row))
+    out.print(table)
+    for line in measured.notes(entry):
+        out.print(Text(line), soft_wrap=True)
+    out.print(Text(f"stored: {path}"), soft_wrap=True)

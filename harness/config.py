@@ -34,6 +34,9 @@ DECODING = frozenset({"decodes", "temperature", "rule"})
 AnswerKind = Literal["plain", "number", "math", "choice"]
 """How answers are graded: as text and exact numbers, as a number, as mathematics, by letter."""
 
+Overlap = Literal["refuse", "drop", "keep"]
+"""What becomes of rows that overlap another data set; `refuse` where an experiment says nothing."""
+
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -83,7 +86,22 @@ class DataConfig(Model):
         return self
 
 
-class PoolConfig(DataConfig):
+class ComparedConfig(DataConfig):
+    """A data set that is compared with the others before anything is trained."""
+
+    overlap: Overlap | None = None
+
+    @model_validator(mode="after")
+    def _comparable(self) -> ComparedConfig:
+        if self.overlap is not None and self.testbed is not None:
+            raise ValueError(
+                f"overlap = {self.overlap!r} for {self.dataset!r}; expected none, since every run "
+                "proves that the testbed's sets share no problem"
+            )
+        return self
+
+
+class PoolConfig(ComparedConfig):
     """The pool that selectors choose from."""
 
     errors: Literal["systematic", "random", "none"] = "systematic"
@@ -96,7 +114,7 @@ class PoolConfig(DataConfig):
         return self
 
 
-class QueryConfig(DataConfig):
+class QueryConfig(ComparedConfig):
     """The query set: what influence is measured on; never an evaluation task.
 
     Each query is answered `decodes` times at `temperature`, before and after fine-tuning; `rule`

@@ -283,7 +283,7 @@ def _columns(texts: list[Row]) -> dict[str, tuple[Any, ...]]:
 def read_items(
     path: Path, columns: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> list[Row]:
-    """Items of an evaluation task in a local file: id, rendered prompt, answer.
+    """Items of an evaluation task in a local file: id, question, rendered prompt, answer.
 
     Raises:
         ValueError: a row without prompt or answer, or an id that repeats; every one is named.
@@ -302,6 +302,7 @@ def read_items(
     return [
         {
             "id": text["id"],
+            "question": text["prompt"],
             "prompt": prompt,
             "answer": extract(text["response"]) or text["response"],
         }

@@ -16,14 +16,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from harness.decoding import Decoding, item_seed
 from harness.settings import Settings, cache_bytes, gpu_share
 from harness.traces import (
     generators_kept,
     held_back,
+    kernels_once,
     one_collection,
     quiet,
+    swapped,
     vllm_version_answered,
+    zeros_when_touched,
 )
 
 WHOLE = 1_000_000  # batch size that means "all at once": vLLM makes its own batches
@@ -39,6 +44,8 @@ class Decodes:
     """
 
     seeds: tuple[int, ...] = ()
+    order: int | None = None
+    """Seed of the order in which requests are handed over; None for lm-eval's own."""
     told: Told | None = None
     lengths: dict[tuple[tuple[int, ...], int | None], tuple[int, bool]]
     """By prompt and seed: tokens generated, and whether the limit of tokens cut them off."""
@@ -57,8 +64,36 @@ class Decodes:
                 options = options | {"seed": self.seeds[copies[id(request)]]}
                 copies[id(request)] += 1
             seeded.append(replace(request, arguments=(prompt, options)))
-        answers: list[str] = super().generate_until(seeded, disable_tqdm)  # type: ignore[misc]
+        with _shuffled(self.order):
+            answers: list[str] = super().generate_until(seeded, disable_tqdm)  # type: ignore[misc]
         return answers
+
+    def encode(self, prompts: list[str]) -> list[list[int]]:
+        """Token ids as lm-eval's class makes them."""
+        return [self.tok_encode(prompt) for prompt in prompts]  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _shuffled(order: int | None) -> Iterator[None]:
+    """Let lm-eval hand its requests over in a random order, from this seed; None changes nothing.
+
+    lm-eval sorts requests by length and text, so shuffled items alone would change no batch. Its
+    own bookkeeping still takes every answer back to its request.
+    """
+    if order is None:
+        yield
+        return
+    from lm_eval.models.utils import Collator
+
+    sort, rng = Collator._reorder, np.random.default_rng(order)
+
+    def shuffle(collator: Any, requests: Any) -> Iterator[Any]:
+        ranks = rng.permutation(len(collator))
+        collator._sort_fn = lambda numbered: ranks[numbered[0]]
+        yield from sort(collator, requests)
+
+    with swapped(Collator, "_reorder", shuffle):
+        yield
 
 
 class _Bar:
@@ -93,13 +128,21 @@ def _vllm_class() -> Any:
         from lm_eval.models.vllm_causallms import VLLM
 
     class Vllm(Decodes, VLLM):  # type: ignore[misc]
+        def encode(self, prompts: list[str]) -> list[list[int]]:
+            """The same in one call, as generate_until does it."""
+            made: list[list[int]] = self.tok_encode(prompts)
+            return made
+
         def _model_generate(
             self, requests: Any, generate: bool = False, sampling_params: Any = None
         ) -> Any:
             if not generate:
                 return super()._model_generate(requests, generate, sampling_params)
             seeds = [params.seed for params in sampling_params]
+            end = self.tokenizer.decode(self.eot_token_id)
             for ids, params in zip(requests, sampling_params, strict=True):
+                # The end of text is stopped at by its id; looking for its text costs at each token.
+                params.stop = [text for text in params.stop if text != end]
                 if params.seed is not None:
                     params.seed = item_seed(params.seed, ids)
             outputs = self.model.generate(
@@ -311,7 +354,7 @@ def _start_vllm(folder: Path, settings: Settings, verbose: bool) -> Any:
         "kv_cache_memory_bytes": cache_bytes(folder, settings.max_length, settings.sequences),
     }
     build = _vllm_class()
-    with one_collection(start=True):
+    with one_collection(start=True), kernels_once(), zeros_when_touched():
         return build(**arguments)
 
 

@@ -19,6 +19,7 @@ from harness.decoding import Decoding
 from harness.environment import engine_version, vllm_build
 from harness.grading.verdict import KINDS, AnyGrader, AnyKind, Verdict, open_grader
 from harness.settings import EngineName
+from harness.store import digest
 from harness.tasks import LOCAL, TASKS, task_digest, task_file
 from harness.traces import swapped
 
@@ -87,15 +88,18 @@ def answered(
         names = [task.name for task in tasks]
         raise ValueError(f"tasks {names!r}; expected at least one, and each name once")
     built = _lm_eval_tasks(tasks, decoding)
+    encoded: dict[str, list[int]] = {}
     for task, loaded in zip(tasks, built, strict=True):
         texts = [doc["prompt"] for doc in loaded.eval_docs]
-        for position, ids in enumerate(_encode(model, texts)):
+        for position, (text, ids) in enumerate(zip(texts, model.encode(texts), strict=True)):
             limit = task.limit(decoding)
             check_length(f"{task.name}: item {position}", len(ids), limit, max_length)
+            encoded[text] = ids
     model.seeds = decoding.seeds if decoding.temperature > 0 else ()
     with _graders():
         samples = _simple_evaluate(model, built)
-    return _frame({t.name: samples[t.name] for t in tasks}, model, decoding)
+    named = {task.name: samples[task.name] for task in tasks}
+    return _frame(named, encoded, model.lengths, decoding)
 
 
 def check_length(what: str, length: int, limit: int, max_length: int) -> None:
@@ -105,11 +109,6 @@ def check_length(what: str, length: int, limit: int, max_length: int) -> None:
             f"{what} has {length} tokens and asks for {limit} more; expected a prompt, and at most "
             f"{max_length} together (max_tokens under [evaluate] or [[task]] sets the limit)"
         )
-
-
-def _encode(model: Any, prompts: list[str]) -> list[list[int]]:
-    """Token ids as the model's own lm-eval class makes them."""
-    return [model.tok_encode(prompt) for prompt in prompts]
 
 
 def _lm_eval_tasks(tasks: Sequence[Task], decoding: Decoding) -> list[Any]:
@@ -158,19 +157,22 @@ def _simple_evaluate(model: Any, tasks: list[Any]) -> Mapping[str, list[dict[str
 
 
 def _frame(
-    samples: Mapping[str, list[dict[str, Any]]], model: Any, decoding: Decoding
+    samples: Mapping[str, list[dict[str, Any]]],
+    encoded: Mapping[str, list[int]],
+    lengths: Mapping[tuple[tuple[int, ...], int | None], tuple[int, bool]],
+    decoding: Decoding,
 ) -> pd.DataFrame:
     import pandas as pd
 
     seeds = decoding.seeds if decoding.temperature > 0 else (None,)
     rows = []
     for task, logged in samples.items():
-        prompts = _encode(model, [sample["arguments"][0][0] for sample in logged])
-        for sample, ids in zip(logged, prompts, strict=True):
+        for sample in logged:
+            ids = encoded[sample["arguments"][0][0]]
             [responses] = sample["resps"]
             graded = zip(responses, sample["correct"], seeds, strict=True)
             for decode, (response, verdict, seed) in enumerate(graded):
-                tokens, cut = model.lengths[tuple(ids), seed]
+                tokens, cut = lengths[tuple(ids), seed]
                 found = (verdict.correct, verdict.extracted, verdict.rule)
                 rows.append((task, sample["doc"]["id"], decode, *found, response, tokens, cut))
     frame = pd.DataFrame(rows, columns=list(COLUMNS[:-1]))
@@ -200,7 +202,9 @@ def documents(files: Mapping[str, Mapping[str, str]], name: str, **_: Any) -> Ma
         rows.append({field: row[field] for field in FIELDS} | {"kind": kind})
     if not rows:
         raise ValueError(f"{path}: no items; expected at least one line")
-    return {"test": datasets.Dataset.from_list(rows)}
+    # Without a fingerprint of its own, the data set would hash the state of its Python objects.
+    table = datasets.table.InMemoryTable.from_pylist(rows)
+    return {"test": datasets.Dataset(table, fingerprint=digest(rows))}
 
 
 def every_decode(responses: Iterable[list[str]], _: Iterable[Any]) -> Iterable[list[str]]:

@@ -1,4 +1,4 @@
-"""Evaluation jobs: all tasks of a checkpoint, or the query set, on the engine that a host keeps."""
+"""Evaluation jobs: tasks of a checkpoint, once or again, or the query set, on a kept engine."""
 
 from __future__ import annotations
 
@@ -62,7 +62,17 @@ class Evaluation:
             build = partial(_write, own, facts)
             self.store.make(stage.kind, stage.key, stage.recipe, build, self.provenance)
 
-    def _answered(self, stages: list[Stage]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    def repetition(self, stage: Stage, work: Path) -> dict[str, Any]:
+        """All tasks of a checkpoint answered once more, in `work`; accuracy by task."""
+        frame, record = self._answered(repeated(stage), stage)
+        frame.to_parquet(work / SAMPLES, index=False)
+        accuracy = frame.groupby("task", sort=False)["correct"].mean()
+        return {"accuracy": accuracy.to_dict(), "engine": record}
+
+    def _answered(
+        self, stages: list[Stage], again: Stage | None = None
+    ) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """Answers of `stages` and the engine's set-up; `again`: the repetition that they are of."""
         from harness.decoding import Decoding
 
         inputs = stages[0].inputs  # but for the task and its limit, the same in all
@@ -72,14 +82,19 @@ class Evaluation:
             max_tokens=longest,
             decodes=inputs["decodes"],
             temperature=inputs["temperature"],
-            seed=inputs.get("seed", 0),
+            seed=(inputs if again is None else again.inputs).get("seed", 0),
         )
         needed = max(
             _longest_prompt(task.data) + int(stage.inputs["max_tokens"])
             for task, stage in zip(tasks, stages, strict=True)
         )
         engine = self._engine(stages[0], needed, inputs["threads"])
-        return engine.evaluate(tasks, decoding), engine.record()
+        if again is None:
+            return engine.evaluate(tasks, decoding), engine.record()
+        # Prompts that are still in its cache would not be computed again.
+        engine.forget()
+        answers = engine.evaluate(tasks, decoding, again.inputs["order"])
+        return answers, engine.record()
 
     def answers(self, stage: Stage, work: Path) -> dict[str, Any]:
         """The query set answered by a model, in `work`; its accuracy."""
@@ -146,6 +161,20 @@ class Evaluation:
             verbose=self.verbose,
             told=self.told,
         )
+
+
+def repeated(stage: Stage) -> list[Stage]:
+    """The samples, task by task, that a repetition makes again."""
+    model = stage.parents["model"]
+    return [
+        Stage(
+            "samples",
+            f"{task} of {stage.label}",
+            recipe["inputs"],
+            {"model": model, "items": stage.parents[f"items:{task}"]},
+        )
+        for task, recipe in stage.inputs["samples"].items()
+    ]
 
 
 def _write(samples: pd.DataFrame, facts: Mapping[str, Any], work: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import plugins
+from harness import overlap, plugins
 from harness.executors import available_cores
 from harness.influence.choice import METHODS, NAMES, operations
 from harness.job import Job
@@ -46,6 +46,7 @@ def forecast(plan: Plan, store: Store) -> dict[str, Any]:
         + (f"times measured here for: {', '.join(measured)}" if measured else "first guess only"),
         *_size_notes(plan, store, jobs),
         *_influence_notes(plan, store),
+        *overlap.outlook(plan.checks, store),
     ]
     return {
         "experiment": plan.experiment.name,

@@ -132,15 +132,24 @@ class Engine:
         self.folder = Path(folder)
         self.weights = weights_digest(self.folder)
 
-    def evaluate(self, tasks: Sequence[Task], decoding: Decoding) -> pd.DataFrame:
+    def forget(self) -> None:
+        """Drop what vLLM keeps of prompts that it has seen, so that they are computed again."""
+        if self.settings.name == "vllm" and self._model is not None:
+            self._model.model.reset_prefix_cache()
+
+    def evaluate(
+        self, tasks: Sequence[Task], decoding: Decoding, order: int | None = None
+    ) -> pd.DataFrame:
         """Answer and grade every item of every task, `decoding.decodes` times.
+
+        `order`: seed of a random order in which the engine gets the items; None for that of a run.
 
         Returns:
             One row per item and decode with the columns `COLUMNS`, in the order of the files.
         """
 
         def call() -> pd.DataFrame:
-            self._model.told = self.told
+            self._model.told, self._model.order = self.told, order
             with quiet(self.verbose), generators_kept():
                 return answered(self._model, tasks, decoding, self.settings.max_length)
 

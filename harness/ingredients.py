@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness import testbed
-from harness.config import DECODING, DataConfig, Experiment, locate
+from harness import overlap, testbed
+from harness.config import DECODING, DataConfig, Experiment, PoolConfig, locate
+from harness.contamination import POOL, QUERY
 from harness.environment import engine_version
 from harness.evaluate import resolve_engine
 from harness.grading.verdict import VERSION as GRADER
@@ -32,8 +33,8 @@ class Ingredients:
         self.local = {entry.name: entry for entry in experiment.task}
         self.engine = resolve_engine(experiment.evaluate.engine)
         self.base, self.tokenizer = self._model()
-        self.queryset = self._queryset()
         self.items = {task: self._items(task) for task in experiment.evaluate.tasks}
+        self.queryset, self.check = self._queryset()
 
     def _model(self) -> tuple[Stage, Stage]:
         model = self.experiment.model
@@ -64,7 +65,8 @@ class Ingredients:
 
     def data(self, config: DataConfig) -> tuple[dict[str, Any], dict[str, str]]:
         """Hashed inputs and unhashed whereabouts of a data set."""
-        values = config.model_dump(exclude={"dataset", *DECODING}, exclude_none=True)
+        excluded = {"dataset", "overlap", *DECODING}
+        values = config.model_dump(exclude=excluded, exclude_none=True)
         values["max_tokens"] = self.experiment.train.max_tokens
         if config.testbed is not None:
             return {"testbed": config.testbed, **values}, {}
@@ -73,11 +75,15 @@ class Ingredients:
         path = locate(config.dataset, self.file)
         return {"file": tree_digest(path), **values}, {"path": str(path.resolve())}
 
-    def _queryset(self) -> Stage | None:
-        if self.experiment.query is None:
-            return None
-        inputs, where = self.data(self.experiment.query)
-        return Stage("queryset", "query set", inputs, {"tokenizer": self.tokenizer}, where)
+    def _queryset(self) -> tuple[Stage | None, overlap.Check | None]:
+        """The query set as it is used, and its comparison with the tasks."""
+        query = self.experiment.query
+        if query is None:
+            return None, None
+        inputs, where = self.data(query)
+        rows = Stage("queryset", "query set", inputs, {"tokenizer": self.tokenizer}, where)
+        check = overlap.compare(QUERY, rows, self.item_roles, query.overlap, None)
+        return (rows if check is None else check.used), check
 
     def _items(self, task: str) -> Stage:
         if task in self.local:
@@ -95,10 +101,17 @@ class Ingredients:
         return Stage("items", f"items of {task}", inputs, {"tokenizer": self.tokenizer})
 
     def _local(self, task: str) -> Stage:
+        if task in (POOL, QUERY):
+            raise ValueError(
+                f"{self.file}: task {task!r} has the name of another data set; expected another "
+                "name, so that overlaps can be told apart"
+            )
         entry = self.local[task]
         path = locate(entry.data, self.file)
         inputs = entry.model_dump(exclude={"data", "name", "max_tokens"}, exclude_none=True)
-        inputs |= {"file": tree_digest(path), "template": self.experiment.pool.template}
+        # Version 2: items hold the bare question. Those of other tasks always have, or never do.
+        template = self.experiment.pool.template
+        inputs |= {"file": tree_digest(path), "template": template, "version": 2}
         where = {"path": str(path.resolve())}
         return Stage("items", f"items of {task}", inputs, {"tokenizer": self.tokenizer}, where)
 
@@ -140,9 +153,21 @@ class Ingredients:
             inputs["batch_invariant"] = True
         return inputs
 
+    @property
+    def item_roles(self) -> dict[str, Stage]:
+        """The items of every task under the role that they have among parents."""
+        return {f"{overlap.ITEMS}{task}": items for task, items in self.items.items()}
+
+    def compared(self, pool: Stage, config: PoolConfig, arm: str) -> overlap.Check | None:
+        """The comparison of a pool with the tasks and the query set that is used."""
+        others = dict(self.item_roles)
+        if self.queryset is not None:
+            others["queryset"] = self.queryset
+        return overlap.compare(POOL, pool, others, config.overlap, arm)
+
     def proof(self, pool: Stage, arm: str) -> Stage:
         """That pool, query set and tasks share no problem."""
-        parents = {"pool": pool, **{f"items:{k}": v for k, v in self.items.items()}}
+        parents = {"pool": pool, **self.item_roles}
         if self.queryset is not None:
             parents["queryset"] = self.queryset
         return Stage("proof", f"proof that the data sets are disjoint ({arm})", {}, parents)

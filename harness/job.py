@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from harness.host import Host
 
 
-ANSWERING = frozenset({"samples", "answers"})
+ANSWERING = frozenset({"samples", "answers", "noise"})
 """Kinds of stages that are made by an engine alone, in a process that keeps it."""
 WORK, EVALUATE = "work", "evaluate"
 
@@ -53,7 +53,10 @@ class Job:
     def seconds(self) -> float | None:
         """After how long it is taken to hang; None where nothing says so."""
         limit = self.limits.seconds
-        return None if limit is None or self.role != EVALUATE else limit * len(self.stages)
+        tasks = sum(
+            len(stage.inputs["samples"]) if stage.kind == "noise" else 1 for stage in self.stages
+        )
+        return None if limit is None or self.role != EVALUATE else limit * tasks
 
     @property
     def label(self) -> str:
@@ -129,8 +132,9 @@ def _evaluate(
     if job.stages[0].kind == "samples":
         evaluation.samples(job.stages)
         return
+    made = {"answers": evaluation.answers, "noise": evaluation.repetition}
     for stage in job.stages:
-        build = partial(evaluation.answers, stage)
+        build = partial(made[stage.kind], stage)
         store.make(stage.kind, stage.key, stage.recipe, build, provenance)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness import record, testbed
+from harness import overlap, record, testbed
 from harness.build import HIDDEN
 from harness.config import QueryConfig
 from harness.plan import Cell, Plan
@@ -258,6 +258,8 @@ def facts(plan: Plan, store: Store) -> dict[str, Any]:
         stages = plan.queries.get(arm)
         if stages and all(store.has(stages[w].kind, stages[w].key) for w in ("before", "after")):
             entry |= _query_facts(stages, store, plan.experiment.query)
+        if known := overlap.facts(overlap.of_arm(plan.checks, arm), store):
+            entry["overlap"] = known
         found["arms"][arm] = entry
     proofs = [store.get(stage.kind, stage.key) for stage in plan.proofs]
     found["disjoint"] = [made.info["problems"] for made in proofs if made is not None]
@@ -304,9 +306,22 @@ def _query_facts(
     return found
 
 
+def write_overlaps(plan: Plan, store: Store, folder: Path) -> None:
+    """What stands in two data sets and was dropped or kept; no file where nothing does."""
+    for arm in plan.pools:
+        checks = [c for c in overlap.of_arm(plan.checks, arm) if c.made(store)]
+        found = [finding for check in checks for finding in check.found(store)]
+        path = folder / ("overlap.parquet" if arm == "main" else f"overlap-{arm}.parquet")
+        if found:
+            record.write_atomic(path, _parquet(overlap.frame(found)))
+        else:
+            path.unlink(missing_ok=True)
+
+
 def write_facts(plan: Plan, store: Store, folder: Path) -> None:
-    """Write `facts.json` and the pool files."""
+    """Write `facts.json`, the pool files and the overlaps."""
     write_pools(plan, store, folder)
+    write_overlaps(plan, store, folder)
     text = json.dumps(facts(plan, store), indent=1, sort_keys=True) + "\n"
     record.write_atomic(folder / "facts.json", text.encode())
 

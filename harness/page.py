@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness import tables, wording
+from harness import footnotes, tables, wording
 from harness.results import MAIN, Results, mean_parts
 from harness.wording import MEAN
 
@@ -68,7 +68,7 @@ def render(results: Results, table: pd.DataFrame, drawn: Mapping[str, Sequence[P
         description=str(results.protocol.get("description", "")),
         headline=wording.headline(results, table),
         controls=wording.controls(results, table),
-        testbed=wording.TESTBED_NOTE if results.testbed else "",
+        testbed=footnotes.TESTBED_NOTE if results.testbed else "",
         facts=_facts(results),
         reference=results.reference,
         blocks=tables.blocks(results, table),
@@ -78,7 +78,7 @@ def render(results: Results, table: pd.DataFrame, drawn: Mapping[str, Sequence[P
             for task in results.tasks
         ],
         failures=wording.failures(results),
-        notes=[note for note in wording.notes(results, table) if note != wording.TESTBED_NOTE],
+        notes=[note for note in footnotes.notes(results, table) if note != footnotes.TESTBED_NOTE],
         figures=[_figure(results, table, name, paths) for name, paths in drawn.items()],
         costs=_costs(results, table),
         provenance=_provenance(results),

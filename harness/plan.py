@@ -15,6 +15,7 @@ from typing import Any
 from harness import plugins
 from harness.config import ArmConfig, Experiment, PoolConfig, Row
 from harness.ingredients import Ingredients
+from harness.overlap import Check
 from harness.selector import NEEDS, ScoreSelector, Selector, Warmup
 from harness.stage import Stage, signal_versions
 
@@ -40,7 +41,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of an experiment, and the proofs that its data sets are disjoint."""
+    """The cells of an experiment, and what says whether its data sets are disjoint.
+
+    `proofs` are the testbed's; `checks` compare the questions of all others.
+    """
 
     experiment: Experiment
     file: Path
@@ -50,6 +54,7 @@ class Plan:
     pools: Mapping[str, Stage]
     queries: Mapping[str, Mapping[str, Stage]]
     engine: Mapping[str, str]
+    checks: tuple[Check, ...] = ()
 
     def cell(self, name: str) -> Cell:
         """The cell called `name`; ValueError shows what names look like."""
@@ -74,16 +79,27 @@ def make(experiment: Experiment, file: Path, task_data: Path | None = None) -> P
     pools: dict[str, Stage] = {}
     queries: dict[str, Mapping[str, Stage]] = {}
     proofs: list[Stage] = []
+    checks = [builder.check]
     for arm in (ArmConfig(name="main", pool={}), *experiment.arm):
         layout = _Arm(builder, arm, rows)
         cells += layout.cells()
         pools[arm.name] = layout.pool
         if experiment.query is not None:
             queries[arm.name] = layout.query_parents()
-        if experiment.pool.testbed is not None:
+        checks.append(layout.check)
+        if layout.config.testbed is not None:
             proofs.append(builder.proof(layout.pool, arm.name))
-    engine = builder.engine_inputs
-    return Plan(experiment, file, rows, tuple(cells), tuple(proofs), pools, queries, engine)
+    return Plan(
+        experiment,
+        file,
+        rows,
+        tuple(cells),
+        tuple(proofs),
+        pools,
+        queries,
+        builder.engine_inputs,
+        tuple(check for check in checks if check is not None),
+    )
 
 
 class _Arm:
@@ -95,10 +111,13 @@ class _Arm:
         self.name = arm.name
         self.fractions = arm.fractions or self.experiment.grid.fractions
         self.rows = {row.row: row for row in rows}
-        config = PoolConfig.model_validate({**self.experiment.pool.model_dump(), **arm.pool})
-        inputs, where = builder.data(config)
+        dumped = self.experiment.pool.model_dump()
+        self.config = PoolConfig.model_validate({**dumped, **arm.pool})
+        inputs, where = builder.data(self.config)
         label = "pool" if arm.name == "main" else f"pool of {arm.name}"
-        self.pool = Stage("pool", label, inputs, {"tokenizer": builder.tokenizer}, where)
+        pool = Stage("pool", label, inputs, {"tokenizer": builder.tokenizer}, where)
+        self.check = builder.compared(pool, self.config, arm.name)
+        self.pool = pool if self.check is None else self.check.used
         self.selectors: dict[str, Selector] = {
             row.row: plugins.build(row.selector, row.params)
             for row in rows

@@ -1,7 +1,9 @@
 """Runs what a plan still lacks, in worker processes, and writes a record for every finished cell.
 
 State lives in the store and in records.jsonl only. A run that is stopped or killed is continued by
-the same command; a stage that fails takes the cells behind it with it and stops nothing else.
+the same command; a stage that fails takes the cells behind it with it and stops nothing else. Only
+data sets come first: nothing is trained before they are compared and no question stands in two of
+them, or the experiment says that it may.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import tomli_w
 from harness import outcome, record
 from harness.executors import Outcome, Workers, available_cores
 from harness.job import EVALUATE, Job, run_job
+from harness.overlap import refusal
 from harness.plan import Cell, Plan
 from harness.settings import Limits
 from harness.stage import EXTERNAL, Stage, together
@@ -118,25 +121,29 @@ class Run:
         self.last_role, self.in_a_row = "", 0
 
     def execute(self, view: View) -> Summary:
-        """Make what is missing; return what happened. KeyboardInterrupt passes through."""
+        """Make what is missing; return what happened. KeyboardInterrupt passes through.
+
+        Raises:
+            ValueError: questions stand in two data sets and the experiment does not say that they
+                may; nothing has been trained, and no record written.
+        """
         start = time.monotonic()
-        self.protocol = write_protocol(self.plan, self.results)
-        self.newest = record.newest(record.read(self.results))
         jobs = self.jobs()
         summary = Summary(cells=len(self.cells), made=len(jobs))
-        self.open_cells = list(self.cells)
         summary.found = len(self.cells) - len([c for c in self.cells if not self._complete(c)])
         view.begin(self.cells, jobs, self.workers)
-        self._record_finished(view)
-        if jobs:
-            with Workers(
-                min(self.workers, len(jobs)),
-                run_job,
-                threads=self.plan.experiment.train.threads,
-                exclusive=self.gpu,
-                kept=(EVALUATE,),
-            ) as workers:
-                self._schedule(jobs, workers, view)
+        first, rest = self._parted(jobs)
+        with self._workers(jobs) as workers:
+            self._schedule(first, workers, view)
+            compared = all(check.made(self.store) for check in self.plan.checks)
+            if compared and (refused := refusal(self.plan.checks, self.store)):
+                raise ValueError(refused)
+            self.protocol = write_protocol(self.plan, self.results)
+            self.newest = record.newest(record.read(self.results))
+            self.open_cells = list(self.cells)
+            if compared:
+                self._record_finished(view)
+                self._schedule(rest, workers, view)
         for cell in self.open_cells:
             stage, error = self._cause(cell)
             summary.failed[cell.name] = str(error["message"])
@@ -147,9 +154,48 @@ class Run:
         summary.seconds = time.monotonic() - start
         return summary
 
+    def make(self, jobs: list[Job], view: View, stop: bool = False) -> None:
+        """Run jobs in workers; what ends in an error is in `failures` afterwards, by stage key.
+
+        `stop`: start no further job after the first failure.
+        """
+        with self._workers(jobs) as workers:
+            self._schedule(jobs, workers, view, stop)
+
+    def job(self, *stages: Stage) -> Job:
+        """Stages to be made in one go, with what this run says of all its jobs."""
+        root = str(self.store.root.resolve())
+        return Job(stages, root, self.provenance, self.verbose, self.limits)
+
+    def compare(self, view: View) -> None:
+        """Make the data sets and compare them, and nothing else; ValueError where that fails."""
+        jobs, _ = self._parted(self.jobs())
+        if jobs:
+            view.begin([], jobs, self.workers)
+        with self._workers(jobs) as workers:
+            self._schedule(jobs, workers, view)
+        if self.failures:
+            stage, error = next(iter(self.failures.values()))
+            raise ValueError(f"{stage.label}: {error['message']}")
+
+    def _workers(self, jobs: list[Job]) -> Workers:
+        return Workers(
+            min(self.workers, len(jobs)),
+            run_job,
+            threads=self.plan.experiment.train.threads,
+            exclusive=self.gpu,
+            kept=(EVALUATE,),
+        )
+
+    def _parted(self, jobs: list[Job]) -> tuple[list[Job], list[Job]]:
+        """Jobs that the comparison of data sets rests on, and those that wait for its outcome."""
+        behind = together(check.stage for check in self.plan.checks)
+        first = [job for job in jobs if job.stages[0].key in behind]
+        return first, [job for job in jobs if job.stages[0].key not in behind]
+
     def jobs(self) -> list[Job]:
         """Work that is still to be done, most urgent first."""
-        ends = [*self.plan.proofs]
+        ends = [*self.plan.proofs, *(check.stage for check in self.plan.checks)]
         ends += [stage for cell in self.cells for stage in cell.samples.values()]
         if self.cells == list(self.plan.cells):  # |C| and |I| are facts of every whole run
             ends += [q[when] for q in self.plan.queries.values() for when in ("before", "after")]
@@ -165,11 +211,7 @@ class Run:
         for key, stage in needed.items():
             name = stage.parents["model"].key + "-samples" if stage.kind == "samples" else key
             groups.setdefault(name, []).append(stage)
-        root = str(self.store.root.resolve())
-        jobs = [
-            Job(tuple(group), root, self.provenance, self.verbose, self.limits)
-            for group in groups.values()
-        ]
+        jobs = [self.job(*group) for group in groups.values()]
         return sorted(jobs, key=lambda job: -urgency(job, weight))
 
     def _needed(self, missing: dict[str, Stage], ends: list[Stage]) -> dict[str, Stage]:
@@ -191,10 +233,10 @@ class Run:
                 visit(stage)
         return needed
 
-    def _schedule(self, jobs: list[Job], workers: Workers, view: View) -> None:
+    def _schedule(self, jobs: list[Job], workers: Workers, view: View, stop: bool = False) -> None:
         waiting = list(jobs)
         while waiting or workers.busy:
-            waiting = self._drop_hopeless(waiting)
+            waiting = [] if stop and self.failures else self._drop_hopeless(waiting)
             while workers.idle is not None:
                 job = self._next(waiting, workers)
                 if job is None:
@@ -280,7 +322,8 @@ class Run:
         self.open_cells = still_open
 
     def _cause(self, cell: Cell) -> tuple[Stage, Mapping[str, Any]]:
-        for end in cell.samples.values():
+        # Cells also wait for what says that their data sets may be used.
+        for end in [*cell.samples.values(), *(check.stage for check in self.plan.checks)]:
             for stage in end.ancestry():
                 if stage.key in self.failures:
                     return self.failures[stage.key]

@@ -115,8 +115,8 @@ def gpu_share() -> float:
 def cache_bytes(folder: Path, max_length: int, sequences: int) -> int:
     """Bytes of float32 key-value cache for all sequences at full length, up to a limit.
 
-    vLLM fills the cache with zeros when it starts, which for a gibibyte takes longer than the rest
-    of the start. At least two sequences of full length fit.
+    What no answer uses is never touched (`zeros_when_touched`). At least two sequences of full
+    length fit.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)

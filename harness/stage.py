@@ -22,6 +22,7 @@ VERSIONS: Mapping[str, int] = {
     "queryset": 1,
     "items": 1,
     "proof": 1,
+    "overlap": 1,
     "answers": 1,
     "features": 1,
     "decodes": 1,
@@ -32,6 +33,7 @@ VERSIONS: Mapping[str, int] = {
     "subset": 1,
     "checkpoint": 1,
     "samples": 2,
+    "noise": 1,
     "retraining": 1,
     "prediction": 1,
 }

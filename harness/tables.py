@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness import decodes, wording
+from harness import decodes, footnotes, wording
 from harness.results import CONTROLS, Results
 from harness.wording import MEAN
 
@@ -159,7 +159,7 @@ def blocks(results: Results, table: pd.DataFrame, task: str = MEAN) -> list[Bloc
 
 def extras(table: pd.DataFrame, task: str = MEAN) -> list[str]:
     """Titles of the columns that stand only where items have several decodes; empty elsewhere."""
-    k = wording.several(table, task)
+    k = footnotes.several(table, task)
     return [f"pass@{k}, %", "Majority, %"] if k else []
 
 
@@ -230,7 +230,7 @@ def markdown(results: Results, table: pd.DataFrame) -> str:
         parts += [f"- {markdown_text(name)}: {markdown_text(why)}" for name, why in failed]
         parts.append("")
     parts += ["## Notes", ""]
-    parts += [f"- {markdown_text(note)}" for note in wording.notes(results, table)]
+    parts += [f"- {markdown_text(note)}" for note in footnotes.notes(results, table)]
     return "\n".join(parts) + "\n"
 
 
@@ -275,7 +275,7 @@ def _tabular(group: list[Block], extra: list[str]) -> list[str]:
 
 
 def _tex_notes(results: Results, table: pd.DataFrame) -> list[str]:
-    notes = ["Select: seconds to choose, mean per cell.", *wording.notes(results, table)]
+    notes = ["Select: seconds to choose, mean per cell.", *footnotes.notes(results, table)]
     notes += [f"No result: {name}: {why}." for name, why in wording.failures(results)]
     lines = [tex_text(note) + "\\par" for note in notes]
     start = "\\begin{minipage}{\\linewidth}\\raggedright"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import importlib.metadata
 import logging
+import mmap
 import os
 import random
 import sys
@@ -22,10 +23,13 @@ import numpy as np
 
 from harness.environment import engine_version, vllm_build
 
+SMALL_CACHE = 1 << 24
+"""Bytes up to which zeros are written at once."""
+
 
 @contextmanager
-def swapped(module: ModuleType, name: str, value: Callable[..., Any]) -> Iterator[None]:
-    """Put another function in a module's place for one."""
+def swapped(module: ModuleType | type, name: str, value: Callable[..., Any]) -> Iterator[None]:
+    """Put another function in the place of one of a module or a class."""
     real = getattr(module, name)
     setattr(module, name, value)
     try:
@@ -104,6 +108,50 @@ def one_collection(start: bool) -> Iterator[None]:
 
 def _nothing(*_: Any) -> int:
     return 0
+
+
+@contextmanager
+def kernels_once() -> Iterator[None]:
+    """Let vLLM's CPU build put its kernels in the place of Triton's once in a process.
+
+    It looks for them in every attribute of every module, with every engine: half of a later start.
+    Modules that are imported afterwards find the first engine's kernels in place.
+    """
+    global _kernels_placed
+    from vllm.platforms import current_platform
+
+    platform: Any = current_platform
+    if not _kernels_placed:
+        yield
+        _kernels_placed = True
+        return
+    with swapped(platform, "register_triton_kernel_overrides", _nothing):
+        yield
+
+
+_kernels_placed = False
+"""Whether an engine has started in this process."""
+
+
+@contextmanager
+def zeros_when_touched() -> Iterator[None]:
+    """Let vLLM's key-value cache on a CPU become zeros page by page, where it is first used.
+
+    Most of it never is: it has room for the longest answers to the most prompts. The operating
+    system hands out zeros, so that nothing has to write them.
+    """
+    import torch
+
+    real = torch.zeros
+
+    def zeros(*size: Any, **options: Any) -> Any:
+        cache = options.get("dtype") == torch.int8 and options.get("device") == torch.device("cpu")
+        if not cache or len(size) != 1 or not isinstance(size[0], int) or size[0] < SMALL_CACHE:
+            return real(*size, **options)
+        return torch.frombuffer(mmap.mmap(-1, size[0]), dtype=torch.int8)
+
+    with swapped(torch, "zeros", zeros):
+        yield
 
 
 @contextmanager

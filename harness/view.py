@@ -30,6 +30,7 @@ TYPICAL_SECONDS = {
     "checkpoint": 8.0,
     "trajectory": 8.0,
     "samples": 7.0,
+    "noise": 7.0,
     "scores": 15.0,
     "subset": 2.0,
 }
@@ -40,7 +41,7 @@ TYPICAL_OTHER = 3.0
 class View:
     """What a run tells while it goes on; this one shows nothing, for tests and programs."""
 
-    def begin(self, cells: Sequence[Cell], jobs: Sequence[Job], workers: int) -> None:
+    def begin(self, cells: Sequence[Any], jobs: Sequence[Job], workers: int) -> None:
         """The run starts with this much to do."""
 
     def update(self, workers: Workers, waiting: Sequence[Job]) -> None:
@@ -62,6 +63,8 @@ class View:
 class Progress(View):
     """Cells done, running and to do, with the time left; live on a terminal, lines elsewhere."""
 
+    unit = "cells"
+
     def __init__(self, console: Console) -> None:
         self.console = console
         self.live: Live | None = None
@@ -72,14 +75,14 @@ class Progress(View):
         self.last_line = 0.0
         self.left = 0.0
 
-    def begin(self, cells: Sequence[Cell], jobs: Sequence[Job], workers: int) -> None:
+    def begin(self, cells: Sequence[Any], jobs: Sequence[Job], workers: int) -> None:
         """Say what there is to do."""
         self.total = len(cells)
         if not jobs:
-            self.console.print(f"All {self.total} cells are stored; nothing to run.")
+            self.console.print(f"All {self.total} {self.unit} are stored; nothing to run.")
             return
         self.console.print(
-            f"{self.total} cells, {len(jobs)} jobs to run on {workers} "
+            f"{self.total} {self.unit}, {len(jobs)} jobs to run on {workers} "
             f"worker{'s' if workers > 1 else ''}. Stop at any time; the same command continues."
         )
         if self.console.is_terminal:
@@ -133,7 +136,7 @@ class Progress(View):
     def _head(self, waiting: Sequence[Job]) -> str:
         spent = time.monotonic() - self.started
         return (
-            f"[{clock(spent)}] cells {self.done}/{self.total} done, jobs {len(self.running)} "
+            f"[{clock(spent)}] {self.unit} {self.done}/{self.total} done, jobs {len(self.running)} "
             f"running, {len(waiting)} to do, about {clock(self.left)} left"
         )
 
@@ -151,6 +154,22 @@ class Progress(View):
             table.add_row("  ", Text(worker.job.label), bar, Text(description or ""), seconds)
         bar = ProgressBar(total=max(1, self.total), completed=self.done, width=40)
         return Group(Text(self._head(waiting), style="bold"), bar, table)
+
+
+class Repetitions(Progress):
+    """The same for one cell that is evaluated again and again, each time by a job."""
+
+    unit = "repetitions"
+
+    def begin(self, cells: Sequence[Any], jobs: Sequence[Job], workers: int) -> None:
+        """Say what there is to do; the others are done."""
+        super().begin(cells, jobs, workers)
+        self.done = len(cells) - len(jobs)
+
+    def finished(self, job: Job) -> None:
+        """A job is a repetition."""
+        super().finished(job)
+        self.done += 1
 
 
 def clock(seconds: float) -> str:

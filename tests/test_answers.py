@@ -101,7 +101,7 @@ def test_a_file_without_a_row_to_grade_is_refused(write, tmp_path):
 
 
 def test_an_unknown_task_is_refused_with_those_there_are(write):
-    with pytest.raises(ValueError, match="expected one of gsm8k, math500"):
+    with pytest.raises(ValueError, match="expected one of aime24, aime25"):
         benchmark("gsm9k")
 
 

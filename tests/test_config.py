@@ -94,6 +94,13 @@ def test_discovered_selectors_join_only_where_asked(load):
         ("[query]", "[query]\ndecodes = 4", r"decodes = 4 with temperature = 0; .* above 0"),
         ("[query]", "[query]\ndecodes = 0", r"query\.decodes = 0: expected greater than or equal"),
         ("[query]", '[query]\nrule = "most"', r"query\.rule = 'most': expected 'majority', 'any'"),
+        (
+            "[query]",
+            '[query]\noverlap = "drop"',
+            r"query: overlap = 'drop' for 'testbed:queries'; expected none",
+        ),
+        ("[pool]", '[pool]\noverlap = "keep"', r"pool: overlap = 'keep' for 'testbed:chain'"),
+        ("[pool]", '[pool]\noverlap = "ignore"', r"pool\.overlap = 'ignore': expected 'refuse'"),
     ],
 )
 def test_refusals(load, old, new, said):
@@ -129,6 +136,15 @@ def test_decoding_of_queries_is_dumped_only_where_it_is_not_one_greedy_answer(lo
     dumped = query.model_dump(mode="json", exclude_none=True)
     assert (dumped["decodes"], dumped["temperature"], dumped["rule"]) == (3, 0.6, "majority")
     assert type(query).model_validate(dumped) == query
+
+
+def test_what_becomes_of_overlaps_is_dumped_only_where_it_is_said(load, tmp_path):
+    (tmp_path / "pool.jsonl").write_text("{}\n")
+    own = GOOD.replace("testbed:chain", "pool.jsonl")
+    silent, kept = load(own), load(own.replace("[pool]", '[pool]\noverlap = "keep"'))
+    assert (silent.pool.overlap, kept.pool.overlap) == (None, "keep")
+    assert "overlap" not in silent.model_dump(exclude_none=True)["pool"]
+    assert kept.model_dump(exclude_none=True)["pool"]["overlap"] == "keep"
 
 
 @pytest.mark.parametrize("name", ["quick", "smoke", "testbed"])

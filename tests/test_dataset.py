@@ -153,7 +153,7 @@ def test_task_items_from_a_file(tmp_path):
     path = write(tmp_path / "t.jsonl", rows)
     found = read_items(path, {"prompt": "q", "answer": "a", "template": "{prompt}\n"}, Letters())
     assert [item["answer"] for item in found] == ["2", "4"]
-    assert found[0]["prompt"] == "1+1?\n"
+    assert (found[0]["question"], found[0]["prompt"]) == ("1+1?", "1+1?\n")
     write(path, [*rows, {"q": "", "a": "4"}])
     with pytest.raises(ValueError, match=r"empty or missing 'q': 1 \(row 3\)"):
         read_items(path, {"prompt": "q", "answer": "a"}, Letters())

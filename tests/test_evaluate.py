@@ -7,8 +7,10 @@ import os
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from harness import evaluate, testbed
@@ -125,6 +127,23 @@ def test_tokens_count_the_end_of_text(name: str, greedy, tokenizer) -> None:
 
 
 @needs_vllm
+def test_answers_end_at_a_token_and_not_at_its_text(open_engine, tasks, monkeypatch) -> None:
+    engine = open_engine("vllm")
+    seen = []
+    real = engine._model.model.generate
+
+    def generate(prompts, sampling_params, **options):
+        seen.extend(params.stop for params in sampling_params)
+        return real(prompts, sampling_params=sampling_params, **options)
+
+    monkeypatch.setattr(engine._model.model, "generate", generate)
+    frame = engine.evaluate(tasks[:1], GREEDY)
+    assert seen == [[]] * ITEMS
+    assert (~frame["truncated"]).sum() > ITEMS / 2
+    assert not frame["response"].str.contains("<").any()
+
+
+@needs_vllm
 def test_engines_agree(greedy) -> None:
     vllm, hf = greedy("vllm"), greedy("hf")
     assert (vllm["response"] == hf["response"]).mean() >= 0.99
@@ -181,7 +200,7 @@ def test_every_decode_is_sampled_and_scored(name, open_engine, tasks) -> None:
     ]
     assert list(frame["correct"]) == graded
     assert [extract(text) for text in frame["response"]] == [
-        None if a is None or a != a else a for a in frame["answer"]
+        None if pd.isna(a) else a for a in frame["answer"]
     ]
     # Decodes differ from each other, in which are right too: none is a copy of the first.
     wide = frame.pivot(index="item", columns="decode", values="response")
@@ -193,6 +212,78 @@ def test_every_decode_is_sampled_and_scored(name, open_engine, tasks) -> None:
     assert list(again["response"]) == list(frame["response"])
     other = engine.evaluate(tasks[:1], Decoding(40, decodes=1, temperature=1.0, seed=8))
     assert (other["response"].to_numpy() != wide.loc[other["item"], 0].to_numpy()).mean() > 0.5
+
+
+def _answering(model, seen, monkeypatch):
+    """Let an engine answer from prompt and seed alone; `seen` gets both, as handed over."""
+    end = model.eot_token_id
+
+    def answer(prompt, seed):
+        seen.append((tuple(prompt), seed))
+        drawn = np.random.default_rng([seed or 0, *prompt])
+        return [*drawn.integers(5, 15, 6).tolist(), end]
+
+    def vllm(prompts, sampling_params, **_):
+        made = []
+        for prompt, params in zip(prompts, sampling_params, strict=True):
+            ids = answer(prompt["prompt_token_ids"], params.seed)
+            text = model.tokenizer.decode(ids[:-1])
+            one = SimpleNamespace(token_ids=ids, text=text, finish_reason="stop")
+            made.append(SimpleNamespace(outputs=[one]))
+        return made
+
+    def hf(context, max_length, stop, seed=None, attention_mask=None, **_):
+        made = []
+        for ids, mask in zip(context, attention_mask.bool(), strict=True):
+            prompt = ids[mask].tolist()
+            made.append([*ids.tolist(), *answer(prompt, seed)])
+            model.lengths[tuple(prompt), seed] = 7, False
+        return torch.tensor(made)
+
+    if hasattr(model.model, "llm_engine"):
+        monkeypatch.setattr(model.model, "generate", vllm)
+    else:
+        monkeypatch.setattr(model, "_model_generate", hf)
+
+
+@pytest.mark.parametrize("decoding", [GREEDY, Decoding(64, 2, temperature=1.0, seed=3)])
+@pytest.mark.parametrize("name", ENGINES)
+def test_another_order_gives_every_item_its_own_answers(
+    name, decoding, open_engine, tasks, monkeypatch
+) -> None:
+    engine = open_engine(name)
+    orders = {}
+    frames = {}
+    for order in (None, 1, 2, 1):
+        seen: list = []
+        with monkeypatch.context() as patch:
+            _answering(engine._model, seen, patch)
+            frame = engine.evaluate(tasks, decoding, order)
+        orders.setdefault(order, seen)
+        assert seen == orders[order]  # the seed says which order
+        frames[order] = frame
+    # The same requests; lm-eval's own order is by length, the others are not.
+    lengths = [[len(prompt) for prompt, _ in orders[order]] for order in (None, 1, 2)]
+    assert len({tuple(orders[order]) for order in orders}) == 3
+    assert len({tuple(sorted(orders[order], key=str)) for order in orders}) == 1
+    if name == "vllm" or decoding is GREEDY:  # transformers takes seed after seed
+        assert lengths[0] == sorted(lengths[0], reverse=True)
+    for mixed in lengths[1:]:
+        assert mixed != sorted(mixed, reverse=True)
+    for order in (1, 2):
+        assert frames[order].equals(frames[None])
+    assert frames[None]["response"].nunique() > ITEMS
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_order_changes_no_batch_that_comes_after(name, open_engine, greedy, tasks) -> None:
+    known = greedy(name)
+    engine = open_engine(name)
+    engine.forget()
+    mixed = engine.evaluate(tasks, GREEDY, order=3)
+    assert list(mixed["item"]) == list(known["item"])
+    assert (mixed["response"] == known["response"]).mean() >= 0.99
+    assert engine.evaluate(tasks, GREEDY).equals(known)
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -301,8 +392,8 @@ def _scripted(texts: list[str]):
             }
             return texts
 
-        def tok_encode(self, prompt):
-            return list(map(ord, prompt))
+        def encode(self, prompts):
+            return [list(map(ord, prompt)) for prompt in prompts]
 
         def loglikelihood(self, requests):
             raise NotImplementedError
@@ -401,7 +492,7 @@ def test_cache_holds_every_sequence(tmp_path) -> None:
     config = {"num_hidden_layers": 3, "hidden_size": 128, "num_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps(config))
     # keys and values, 4 bytes, 3 layers, 128 wide, 512 sequences of 100 tokens in blocks of 32
-    assert cache_bytes(tmp_path, 100) == 2 * 4 * 3 * 128 * 160 * 512
+    assert cache_bytes(tmp_path, 100, 512) == 2 * 4 * 3 * 128 * 160 * 512
 
 
 def test_importing_evaluation_is_light() -> None:

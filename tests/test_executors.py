@@ -1,5 +1,6 @@
 """Workers: results, failures, deaths, and no orphan after the parent is killed."""
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -24,6 +25,8 @@ def work(job, report):
         raise Broken(f"cannot do {value}")
     if kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "last words":
+        atexit.register(value.write_text, "goodbye")
     if kind == "pid":
         with open(value, "w") as file:
             file.write(str(os.getpid()))
@@ -53,6 +56,16 @@ def test_results_failures_and_deaths_are_told_apart():
         assert "exit code -9" in dead.error["message"]
         workers.submit(("square", 4))  # a dead worker is replaced
         assert drain(workers, 1)[0].result == 16
+
+
+def test_a_process_that_is_let_go_says_its_last_words(tmp_path):
+    with Workers(1, work) as workers:
+        workers.submit(("last words", tmp_path / "said"))
+        drain(workers, 1)
+        process = workers.workers[0].home.process
+        workers._dismiss(workers.workers[0], "")
+        assert process.exitcode == 0
+    assert (tmp_path / "said").read_text() == "goodbye"
 
 
 def test_no_job_without_an_idle_worker():

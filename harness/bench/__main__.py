@@ -1,22 +1,26 @@
-"""`nox -s bench -- influence --json FILE`; `python -m harness.bench` where the peers are."""
+"""`nox -s bench -- influence --json FILE`; `python -m harness.bench` where the peers are.
+
+`evaluate` and `overhead` measure how answers are made, without peers.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from harness.bench import overhead, served, serving
+from harness.bench.machine import machine, processor
 from harness.bench.measure import Bench, compare
 from harness.bench.table import markdown
-from harness.bench.workload import GPU_WORKLOADS, WORKLOADS, Workload
+from harness.bench.workload import DATA, GPU_WORKLOADS, TOKENIZER, WORKLOADS, Workload
+
+__all__ = ["main", "processor"]
 
 ENGINES = ("ours", "kronfluence", "bergson")
 DISTRIBUTIONS = ("cotsieve", "torch", "transformers", "numpy", "kronfluence", "bergson")
@@ -26,37 +30,56 @@ queries: same weights, tokens, precision, batch size, threads, loss and damping.
 interleaved; each is a fresh process, in which imports, loading and a first run on a few examples
 come before the clock. With a CUDA device, the gpu workloads are measured too.
 """
+EVALUATE = """
+Perturbed copies of the testbed's base model on its four tasks: by the process that a run keeps for
+all checkpoints, and by a fresh process for each, in turns. Every row and every token id must be
+the same, and a process that is killed may cost the checkpoint in hand and no more; else the exit
+code is 1.
+"""
+OVERHEAD = """
+The same prompts with a fixed number of new tokens, in turns on one engine: by vLLM's own generate
+on token ids, and by this program's evaluation through lm-eval, with grading. The model is a Llama
+with random weights: what it writes means nothing, and takes as long as if it did.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print a table, and write JSON where asked; 2 for bad input."""
-    asked = parser().parse_args(arguments)
-    known = dict(WORKLOADS) | (dict(GPU_WORKLOADS) if has_cuda() else {})
-    names = asked.workload or list(known)
+    """Measure, print a table, and write JSON where asked; 2 for bad input, 1 for a difference."""
+    given = sys.argv[1:] if arguments is None else arguments
+    asked = parser().parse_args(given or ["influence"])
+    measure, table = {
+        "influence": (influence, markdown),
+        "evaluate": (serving.measure, served.markdown),
+        "overhead": (overhead.measure, overhead.markdown),
+    }[asked.what]
     try:
-        chosen = [_known(name, known) for name in names]
-        report = measured(chosen, asked)
+        report = measure(asked)
     except ValueError as error:
         print(f"bench: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    print(markdown(report))  # noqa: T201
+    print(table(report))  # noqa: T201
     if asked.json:
         asked.json.parent.mkdir(parents=True, exist_ok=True)
         asked.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return 0
+    for problem in report.get("problems", ()):
+        print(f"bench: {problem}", file=sys.stderr)  # noqa: T201
+    return 1 if report.get("problems") else 0
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="nox -s bench --",
-        description="Compare the influence engine with kronfluence and bergson.",
-        epilog=EXPLANATION,
-    )
-    made.add_argument("what", choices=["influence"], help="what to measure")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
-    made.add_argument("--repeats", type=_positive, default=3, help="repetitions (default 3)")
-    made.add_argument("--threads", type=_positive, default=2, help="threads (default 2)")
+    made = argparse.ArgumentParser(prog="nox -s bench --", description="Measure; see WHAT --help.")
+    kinds = made.add_subparsers(dest="what", required=True, metavar="WHAT")
+    _add_influence(kinds)
+    _add_evaluate(kinds)
+    _add_overhead(kinds)
+    return made
+
+
+def _add_influence(kinds: Any) -> None:
+    what = "compare the influence engine with kronfluence and bergson"
+    made = kinds.add_parser("influence", help=what, description=what, epilog=EXPLANATION)
+    _add_shared(made, repeats=3, threads=2)
     made.add_argument(
         "--workload",
         action="append",
@@ -71,21 +94,80 @@ def parser() -> argparse.ArgumentParser:
         help="measure only these (ours is always among them)",
     )
     made.add_argument(
-        "--store", type=Path, default=Path(".cotsieve"), help="where models are kept between runs"
-    )
-    made.add_argument(
         "--short",
         action="store_true",
         help="leave out agreement and memory at two pool sizes, which only testbed measures",
     )
-    return made
 
 
-def measured(workloads: Sequence[Workload], asked: argparse.Namespace) -> dict[str, Any]:
-    """The whole report, one workload after the other."""
+def _add_evaluate(kinds: Any) -> None:
+    what = "many checkpoints through one process, beside a fresh process for each"
+    made = kinds.add_parser("evaluate", help=what, description=what, epilog=EVALUATE)
+    _add_shared(made, repeats=3, threads=1)
+    made.add_argument(
+        "--checkpoints", type=_positive, default=12, help="how many (default 12)", metavar="N"
+    )
+    made.add_argument(
+        "--items", type=_positive, default=100, help="of each task (default 100)", metavar="N"
+    )
+    made.add_argument(
+        "--base", choices=["tiny", "small"], default="tiny", help="of the testbed (default tiny)"
+    )
+
+
+def _add_overhead(kinds: Any) -> None:
+    what = "evaluation through lm-eval, beside vLLM's own generate"
+    made = kinds.add_parser("overhead", help=what, description=what, epilog=OVERHEAD)
+    _add_shared(made, repeats=5, threads=1)
+    made.add_argument(
+        "--data", type=Path, metavar="FILE", help=f"GSM8K's test set (default: from {DATA})"
+    )
+    made.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help=f"of a model for real text, such as Pythia's (default: {TOKENIZER})",
+    )
+    made.add_argument(
+        "--tokens", type=_positive, default=64, help="of each answer (default 64)", metavar="N"
+    )
+    made.add_argument(
+        "--items", type=_positive, help="only so many prompts (default: all)", metavar="N"
+    )
+
+
+def _add_shared(made: argparse.ArgumentParser, repeats: int, threads: int) -> None:
+    made.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
+    made.add_argument(
+        "--repeats",
+        type=_positive,
+        default=repeats,
+        metavar="N",
+        help=f"repetitions (default {repeats})",
+    )
+    made.add_argument(
+        "--threads",
+        type=_positive,
+        default=threads,
+        metavar="N",
+        help=f"threads (default {threads})",
+    )
+    made.add_argument(
+        "--store",
+        type=Path,
+        default=Path(".cotsieve"),
+        metavar="FOLDER",
+        help="where models are kept between runs",
+    )
+
+
+def influence(asked: argparse.Namespace) -> dict[str, Any]:
+    """The engine beside others, one workload after the other."""
     from harness.bench.workload import prepare
     from harness.store import Store
 
+    known = dict(WORKLOADS) | (dict(GPU_WORKLOADS) if has_cuda() else {})
+    workloads = [_known(name, known) for name in asked.workload or list(known)]
     engines = list(dict.fromkeys(["ours", *(asked.engine or ENGINES)]))
     sources = [(workload, prepare(workload, Store(asked.store))) for workload in workloads]
     start = time.perf_counter()
@@ -100,28 +182,10 @@ def measured(workloads: Sequence[Workload], asked: argparse.Namespace) -> dict[s
         "engines": engines,
         "repeats": asked.repeats,
         "threads": asked.threads,
-        "machine": machine(),
+        "machine": machine(DISTRIBUTIONS),
         "workloads": found,
         "seconds": time.perf_counter() - start,
     }
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on besides the code."""
-    return {name: _version(name) for name in DISTRIBUTIONS} | {
-        "python": platform.python_version(),
-        "processor": processor(Path("/proc/cpuinfo")),
-        "cores": os.cpu_count(),
-    }
-
-
-def processor(about: Path) -> str:
-    """The processor's own name where the system tells it."""
-    if about.exists():
-        for line in about.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def has_cuda() -> bool:
@@ -143,15 +207,6 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is too small; expected at least 1")
     return value
-
-
-def _version(distribution: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError
-
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness import wording
+from harness import footnotes, wording
 from harness.validation import figure, layout
 from harness.validation.bootstrap import DRAWS, Interval
 from harness.validation.layout import Table
@@ -88,7 +88,7 @@ def notes(found: Findings) -> list[str]:
         "product over the length of the example's gradient. tracin: along the reference run. "
         "Damping: in units of each layer's mean eigenvalue; the default is 0.1. exact: the inverse "
         "of the damped Fisher matrix itself, between layers too, two label draws per example.",
-        wording.TESTBED_NOTE,
+        footnotes.TESTBED_NOTE,
     ]
 
 

@@ -96,7 +96,7 @@ def mixed(make_pool):
 
 
 def test_gradients_are_weighted_sums_by_autograd(make_model, autograd, mixed):
-    model = make_model(dtype=torch.float64)
+    model = make_model(exact=True)
     found = mixed.gradients(model, OPTIONS)
     expected = {name: torch.zeros_like(gradient) for name, gradient in found.items()}
     for j, (owner, weight) in enumerate(zip(mixed.owner, mixed.weights, strict=True)):

@@ -30,13 +30,13 @@ def names(model, options):
 @pytest.mark.parametrize("tied", [True, False])
 def test_example_gradients_are_those_of_autograd(make_model, make_pool, autograd, tied, loss):
     """Biases, grouped queries, the tied head with its embedding, padded batches."""
-    model, pool = make_model(dtype=torch.float64, tied=tied), make_pool(12)
+    model, pool = make_model(tied=tied, exact=True), make_pool(12)
     options = dataclasses.replace(IDENTITY, head=True, loss=loss)
     found = example_gradients(model, pool, options)
     for position in range(len(pool)):
         expected = autograd(model, pool, position, names(model, options), loss)
         for name, gradient in expected.items():
-            torch.testing.assert_close(found[name][position], gradient, rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(found[name][position], gradient, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("head", [False, True])

@@ -160,7 +160,7 @@ def test_sums_add_up_in_the_order_of_lanes():
 def test_a_kept_sample_gives_the_eigenvalues_of_a_second_pass(
     make_model, make_pool, lanes, monkeypatch, count
 ):
-    model, pool = make_model(dtype=torch.float64), make_pool(25)
+    model, pool = make_model(exact=True), make_pool(25)
     lanes(count)
     options = CurvatureOptions(batch_size=4, basis_sample=9)
     passed = []

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from harness import tables, wording
+from harness import footnotes, tables, wording
 from harness.results import load
 from harness.stats import summarise
 
@@ -112,7 +112,7 @@ def test_p_value(p, shown):
 def test_stability_of_a_choice_is_told_where_it_is_known(make_results):
     folder = make_results(fractions=(0.25, 0.5))
     (found,) = load(folder)
-    assert not [note for note in wording.fact_notes(found) if "Stability" in note]
+    assert not [note for note in footnotes.fact_notes(found) if "Stability" in note]
     stability = {
         "jaccard": 0.812, "low": 0.7549, "high": 0.861, "random": 0.3333,
         "replicates": 1000, "queries": {"C": 64, "I": 23},
@@ -126,7 +126,7 @@ def test_stability_of_a_choice_is_told_where_it_is_known(make_results):
         lines.append(json.dumps(entry) + "\n")
     path.write_text("".join(lines))
     (found,) = load(folder)
-    [note] = [note for note in wording.fact_notes(found) if "Stability" in note]
+    [note] = [note for note in footnotes.fact_notes(found) if "Stability" in note]
     assert note == (
         "Stability of the chosen set under a bootstrap over queries, as Jaccard overlap with the "
         "choice by all of them [95% interval]: influence/combined at 50% 0.81 [0.75, 0.86] (random "
@@ -140,18 +140,18 @@ def test_the_rule_for_several_decodes_is_told(make_results):
     facts["arms"]["main"] |= {"query_decodes": 5, "query_rule": "majority"}
     (folder / "facts.json").write_text(json.dumps(facts))
     (found,) = load(folder)
-    [note] = [note for note in wording.fact_notes(found) if "|C| = 64" in note]
+    [note] = [note for note in footnotes.fact_notes(found) if "|C| = 64" in note]
     assert note.endswith("made wrong. A query is right if a majority of its 5 decodes are.")
 
 
-def footnotes(folder):
+def said_of(folder):
     (found,) = load(folder)
     table = tables.main(found, summarise(found.outcomes, seeds=found.seeds))
-    return wording.notes(found, table)
+    return footnotes.notes(found, table)
 
 
 def test_old_samples_do_not_say_whether_they_were_cut(make_results):
-    said = footnotes(make_results(rows=("base", "random"), items=10))
+    said = said_of(make_results(rows=("base", "random"), items=10))
     assert "Whether the token limit cut responses was not recorded." in said
 
 
@@ -179,7 +179,7 @@ def test_old_samples_do_not_say_whether_they_were_cut(make_results):
 def test_cut_responses_are_counted_and_the_rows_with_most_named(make_results, shares, said):
     # base 1 cell, four rows with 3; 2 tasks of 20 items.
     rows = ("base", "random", "length", "oracle", "full")
-    assert said in footnotes(make_results(rows=rows, items=20, truncated=shares))
+    assert said in said_of(make_results(rows=rows, items=20, truncated=shares))
 
 
 def test_truncation_recorded_in_part_says_so(make_results):
@@ -189,18 +189,18 @@ def test_truncation_recorded_in_part_says_so(make_results):
     assert (
         "1 of 40 responses (2.5%) was cut at the token limit and graded as it stands; "
         "of 40 more this was not recorded."
-    ) in footnotes(folder)
+    ) in said_of(folder)
 
 
 def test_a_small_share_is_not_told_as_none():
     outcomes = pd.DataFrame({"truncated": pd.array([True] + [False] * 9999, dtype="boolean")})
     table = pd.DataFrame({"task": ["mean"], "truncated": [0.0001]})
-    [said] = wording.truncation_notes(SimpleNamespace(outcomes=outcomes), table)
+    [said] = footnotes.truncation_notes(SimpleNamespace(outcomes=outcomes), table)
     assert said.startswith("1 of 10,000 responses (<0.1%) was cut")
 
 
 def test_several_decodes_are_explained(make_results):
-    said = footnotes(make_results(rows=("base", "random"), items=10, decodes=4))
+    said = said_of(make_results(rows=("base", "random"), items=10, decodes=4))
     [note] = [note for note in said if "pass@" in note]
     assert "mean over the 4 decodes" in note
     assert "pass@4: share of items with a right answer among their 4" in note
@@ -215,7 +215,7 @@ def test_several_decodes_are_explained(make_results):
 def test_how_each_task_is_asked_and_graded_is_told_where_it_is_noted(make_results):
     folder = make_results()
     (found,) = load(folder)
-    assert wording.task_notes(found) == []
+    assert footnotes.task_notes(found) == []
     facts = json.loads((folder / "facts.json").read_text())
     facts["tasks"] = {
         "chain_far": {
@@ -226,10 +226,43 @@ def test_how_each_task_is_asked_and_graded_is_told_where_it_is_noted(make_result
     }  # fmt: skip
     (folder / "facts.json").write_text(json.dumps(facts))
     (found,) = load(folder)
-    assert wording.task_notes(found) == [
+    assert footnotes.task_notes(found) == [
         "chain_far: 1,319 items of openai/gsm8k@e53f048, at most 2,048 tokens per response, "
         "grader number 1, prompt version 2."
     ]
+
+
+@pytest.mark.parametrize(
+    ("overlap", "said"),
+    [
+        ({}, []),
+        ({"pool": {"action": "refuse", "rows": 0, "pairs": {}}, "first": []}, []),
+        (
+            {"pool": {"action": "drop", "rows": 1, "pairs": {"gsm8k": 2}}, "first": []},
+            [
+                "Overlap: 1 pool row overlaps with gsm8k and was dropped before anything used the "
+                "data, as the experiment says."
+            ],
+        ),
+        (
+            {
+                "pool": {"action": "refuse", "rows": 0, "pairs": {}},
+                "query": {"action": "keep", "rows": 5, "pairs": {"aime24": 4, "gsm8k": 1}},
+            },
+            [
+                "Overlap: 5 queries overlap with aime24 and gsm8k and were kept, as the experiment "
+                "says."
+            ],
+        ),
+    ],
+)
+def test_overlaps_that_were_kept_or_dropped_are_told(make_results, overlap, said):
+    folder = make_results()
+    facts = json.loads((folder / "facts.json").read_text())
+    facts["arms"]["main"]["overlap"] = overlap
+    (folder / "facts.json").write_text(json.dumps(facts))
+    (found,) = load(folder)
+    assert footnotes.overlap_notes(found) == said
 
 
 def test_listing():
