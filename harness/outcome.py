@@ -118,6 +118,7 @@ def done(cell: Cell, plan: Plan, protocol: str, store: Store, folder: Path) -> d
         "select_seconds": 0.0,
         "select_parts": {},
         "select_flops": 0.0,
+        "train_flops": 0.0,
     }
     if cell.subset is not None and cell.checkpoint is not None:
         subset, checkpoint = artefact(store, cell.subset), artefact(store, cell.checkpoint)
@@ -127,6 +128,7 @@ def done(cell: Cell, plan: Plan, protocol: str, store: Store, folder: Path) -> d
         outputs |= {"subset": subset.outputs["subset.parquet"]}
         outputs |= {"checkpoint": checkpoint.outputs["model.safetensors"]}
         seconds["train_seconds"] = checkpoint.seconds
+        seconds["train_flops"] = training_flops(cell.checkpoint, store)
         seconds |= selection_cost(cell.subset, store)
         if known := selection_facts(cell.subset, store):
             entry["facts"] = known
@@ -209,6 +211,19 @@ def selection_flops(chain: list[Stage], store: Store) -> float | None:
             return None
         total += operations * parameters
     return total
+
+
+def training_flops(checkpoint: Stage, store: Store) -> float | None:
+    """Estimated floating-point operations of a fine-tuning; None where the model's size is unknown.
+
+    6 per parameter and token, padding left out; with LoRA, whose frozen weights need no
+    gradients of their own, an upper bound.
+    """
+    parameters = parameters_of(checkpoint.parents["model"], store)
+    if parameters is None:
+        return None
+    tokens = artefact(store, checkpoint).info["train"]["tokens"]
+    return float(BOTH * tokens * parameters)
 
 
 def selection_facts(subset: Stage, store: Store) -> dict[str, Any]:

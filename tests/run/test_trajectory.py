@@ -140,6 +140,9 @@ def test_from_the_file_to_the_chosen_ids(made, store, row):
     assert scoring > 0
     expected = parameters * (6 * run.info["train"]["tokens"] + scoring)
     assert cost["select_flops"] == pytest.approx(expected)
+    if training == "reference":
+        spent = outcome.training_flops(scores.parents[training], store)
+        assert spent == 6 * parameters * run.info["train"]["tokens"]
 
 
 def test_the_stored_run_is_the_one_that_was_asked_for(made, store):
