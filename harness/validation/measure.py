@@ -15,7 +15,7 @@ import pandas as pd
 from harness.validation import lds
 from harness.validation.bootstrap import Floats, Interval, over
 from harness.validation.brittle import drops
-from harness.validation.detect import auroc_interval
+from harness.validation.detect import auroc_intervals
 
 ANCHOR, PEER, RANDOM, SHUFFLED = "ekfac", "kronfluence", "random", "shuffled"
 MET, OPEN, MISSED = "met", "not told apart", "missed"
@@ -204,13 +204,13 @@ def _drops(table: pd.DataFrame, protocol: Mapping[str, Any]) -> dict[tuple[str, 
 def _auroc(
     scores: pd.DataFrame, wrong: list[str], correct: list[str]
 ) -> dict[tuple[str, str], Interval]:
-    found = {}
     planted = scores["quality"]
-    right = planted.isin(correct)
-    for method in scores.columns.drop(["id", "quality"]):
-        values = scores[method].to_numpy(np.float64)
-        for name in wrong:
-            found[str(method), name] = auroc_interval(
-                values[planted == name], values[right], _rng(3)
-            )
-    return found
+    right = planted.isin(correct).to_numpy()
+    methods = {
+        str(m): scores[m].to_numpy(np.float64) for m in scores.columns.drop(["id", "quality"])
+    }
+    found = {
+        name: auroc_intervals(methods, (planted == name).to_numpy(), right, _rng(3))
+        for name in wrong
+    }
+    return {(method, name): found[name][method] for method in methods for name in wrong}
