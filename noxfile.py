@@ -147,17 +147,23 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "harness.bench", *(session.posargs or ["influence"]))
 
 
+def install_report(session: nox.Session) -> None:
+    """Install what builds reports, in the versions that decide their bytes."""
+    session.install("-e", ".", *nox.project.dependency_groups(PYPROJECT, "report"))
+
+
 @nox.session
 def report(session: nox.Session) -> None:
     """Rebuild committed reports from their records (default: all); needs no torch.
 
     `-- --check` fails where a committed report is not, byte for byte, what its records give.
     """
-    session.install("-e", ".", *nox.project.dependency_groups(PYPROJECT, "report"))
+    install_report(session)
     names = [name for name in session.posargs if name != "--check"]
     if not names:
         names = sorted(path.parent.name for path in ROOT.glob("results/*/records.jsonl"))
-        names += ["validation"] if any(ROOT.glob("results/validation/**/facts.json")) else []
+        studies = (ROOT / "results" / "validation").rglob("facts.json")
+        names += ["validation"] if any(studies) else []
     start = time.monotonic()
     experiments = [name for name in names if name != "validation"]
     if experiments:
@@ -182,7 +188,7 @@ def validate(session: nox.Session) -> None:
     """
     study = session.posargs or ["influence"]
     if study[0] == "statistics":
-        session.install("-e", ".")
+        install_report(session)
     else:
         install_stack(session)
         session.install("--no-deps", *KRONFLUENCE)

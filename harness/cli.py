@@ -209,10 +209,11 @@ def run(
         check_environment()
     except RuntimeError as error:
         refuse(error)
+    from harness.bars import clock
     from harness.folders import RESULTS
     from harness.run import Run
     from harness.settings import Limits
-    from harness.view import Progress, clock
+    from harness.view import Progress
 
     made = planned(experiment, task_data, batch_invariant)
     name = made.experiment.name
@@ -235,7 +236,7 @@ def run(
     finally:
         view.end()
     if report:
-        _report(name)
+        _report([name])
     out.print(
         f"{summary.cells - len(summary.failed)} of {summary.cells} cells done "
         f"({summary.found} were stored), {clock(summary.seconds)} min for running."
@@ -249,30 +250,21 @@ def run(
 @app.command()
 def report(experiments: ExperimentNames) -> None:
     """Build tables, figures and page from the stored records; needs no torch and no store."""
+    _report([_name(experiment) for experiment in experiments])
+
+
+def _report(names: Sequence[str]) -> None:
+    """Build reports; show each main table, and where its page is."""
     from harness.folders import REPORTS, RESULTS
     from harness.report import build_all
 
-    names = [_name(experiment) for experiment in experiments]
+    names = list(dict.fromkeys(names))
     built = build_all([(RESULTS / name, REPORTS / name) for name in names])
     for name, written in zip(names, built, strict=True):
-        _told(name, written)
-
-
-def _report(name: str) -> None:
-    from harness.folders import REPORTS, RESULTS
-    from harness.report import build
-
-    _told(name, build(RESULTS / name, REPORTS / name))
-
-
-def _told(name: str, written: Sequence[Path]) -> None:
-    """Show the main table, and where the page is."""
-    from harness.folders import REPORTS
-
-    pages = [path for path in written if path.name in ("main.md", "index.html")]
-    table = next(path for path in pages if path.name == "main.md")
-    out.print(table.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
-    out.print(f"Report: {REPORTS / name / 'index.html'} ({len(written)} files)", soft_wrap=True)
+        table = next(path for path in written if path.name == "main.md")
+        out.print(table.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+        page = REPORTS / name / "index.html"
+        out.print(f"Report: {page} ({len(written)} files)", soft_wrap=True)
 
 
 @app.command()

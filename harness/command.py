@@ -138,8 +138,8 @@ def influence(
     killed run is continued by the same command.
     """
     from harness import attribution
+    from harness.bars import Bars
     from harness.influence.options import options_from
-    from harness.view import Bars
 
     values = {
         "kind": curvature,
@@ -212,7 +212,7 @@ def grade(
     columns. Rows that cannot be read are reported by number; the rest is graded.
     """
     from harness import answers
-    from harness.view import Bars
+    from harness.bars import Bars
 
     err = Console(stderr=True)
     graded = answers.grade_file(

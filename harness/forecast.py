@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import overlap, plugins
+from harness.bars import clock
 from harness.executors import available_cores
 from harness.influence.choice import METHODS, NAMES, operations
 from harness.job import Job
@@ -18,7 +19,7 @@ from harness.selector import BOTH
 from harness.signals import parameters_of
 from harness.stage import EXTERNAL, Stage
 from harness.store import META, Store
-from harness.view import TYPICAL_OTHER, TYPICAL_SECONDS, clock
+from harness.view import TYPICAL_OTHER, TYPICAL_SECONDS
 
 COLUMNS = ("arm", "row", "fraction", "seeds", "stored", "needs")
 SAMPLED = 20

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bar
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harness.bars import PLAIN_SECONDS, clock
 from harness.executors import Workers
 from harness.job import Job
 from harness.plan import Cell
 
-PLAIN_SECONDS = 15.0
 TYPICAL_SECONDS = {
     "base": 80.0,
     "checkpoint": 8.0,
@@ -170,50 +162,3 @@ class Repetitions(Progress):
         """A job is a repetition."""
         super().finished(job)
         self.done += 1
-
-
-def clock(seconds: float) -> str:
-    """`m:ss`, or `h:mm:ss` from an hour on."""
-    whole = int(seconds + 0.5)
-    hours, rest = divmod(whole, 3600)
-    minutes, rest = divmod(rest, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-class Bars:
-    """Progress bars of long loops, with the time left: one line each, plain lines elsewhere.
-
-    `bars(iterable, description, total)` hands the iterable through.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-
-    def __call__(self, iterable: Iterable[Any], description: str, total: int) -> Iterator[Any]:
-        """Show how far the loop over `iterable` is."""
-        shown = self._live if self.console.is_terminal else self._lines
-        yield from shown(iterable, description, total)
-
-    def _live(self, iterable: Iterable[Any], description: str, total: int) -> Iterator[Any]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with Bar(*columns, console=self.console, transient=True) as bar:
-            yield from bar.track(iterable, total=total, description=description)
-
-    def _lines(self, iterable: Iterable[Any], description: str, total: int) -> Iterator[Any]:
-        start = last = time.monotonic()
-        for done, item in enumerate(iterable):
-            now = time.monotonic()
-            if now - last >= PLAIN_SECONDS and done:
-                last = now
-                left = (now - start) / done * (total - done)
-                self.console.print(
-                    f"{description} {done}/{total}, about {clock(left)} left", highlight=False
-                )
-            yield item

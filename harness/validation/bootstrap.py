@@ -21,11 +21,6 @@ class Interval:
     high: float
 
 
-def over(values: Floats, rng: np.random.Generator, draws: int = DRAWS) -> Interval:
-    """Mean of `values` [n] and its interval from resamples of the n values."""
-    return weighted(values, shares(rng, draws, len(values)))
-
-
 def weighted(values: Floats, weights: Floats) -> Interval:
     """Mean of `values` [n] and its interval from resamples given by their weights [draws, n]."""
     if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():

@@ -1,17 +1,15 @@
-"""Hands jobs to worker processes one after the other and tells how far they are."""
+"""Hands jobs to worker processes one after the other and shows how far they are."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from harness.bars import Bars
 from harness.executors import Outcome, Report, Workers
-
-PLAIN_SECONDS = 30.0
 
 
 def drain(
@@ -26,30 +24,20 @@ def drain(
 
     What `take` raises ends the rest.
     """
-    waiting, done, total = list(jobs), 0, len(jobs)
-    if not waiting:
+    if not jobs:
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    started = last = time.monotonic()
     with (
-        Progress(*columns, console=console, transient=True) as bar,
-        Workers(min(workers, total), target) as pool,
+        Workers(min(workers, len(jobs)), target) as pool,
+        closing(Bars(console)(_outcomes(pool, jobs), title, len(jobs))) as shown,
     ):
-        shown = bar.add_task(title, total=total)
-        while waiting or pool.busy:
-            while waiting and pool.idle is not None:
-                pool.submit(waiting.pop(0))
-            for ended in pool.poll(0.2):
-                take(ended)
-                done += 1
-                bar.update(shown, completed=done)
-            now = time.monotonic()
-            if not console.is_terminal and now - last >= PLAIN_SECONDS and done:
-                last = now
-                left = (now - started) / done * (total - done)
-                console.print(f"{title}: {done} of {total}, about {left / 60:.0f} min left")
+        for ended in shown:
+            take(ended)
+
+
+def _outcomes(pool: Workers, jobs: Sequence[Any]) -> Iterator[Outcome]:
+    """What becomes of every job, as it ends."""
+    waiting = list(jobs)
+    while waiting or pool.busy:
+        while waiting and pool.idle is not None:
+            pool.submit(waiting.pop(0))
+        yield from pool.poll(0.2)

@@ -5,8 +5,12 @@ import pytest
 from scipy.stats import mannwhitneyu, spearmanr
 
 from harness.validation import brittle, detect, lds
-from harness.validation.bootstrap import Interval, over
+from harness.validation.bootstrap import DRAWS, Interval, shares, weighted
 from harness.validation.measure import MET, MISSED, OPEN, verdict
+
+
+def over(values):
+    return weighted(values, shares(np.random.default_rng(0), DRAWS, len(values)))
 
 
 def test_predictions_sum_the_influence_of_the_members():
@@ -73,7 +77,7 @@ def test_crossed_is_centred_paired_and_wider_than_over_queries_alone():
     assert score.mean == lds.spearman(predicted["good"], outcome).mean()
     assert (lead.mean, lead.low, lead.high) == (0, 0, 0)
     assert found["same"][1] == Interval(0.0, 0.0, 0.0)
-    alone = over(lds.spearman(predicted["good"], outcome), np.random.default_rng(0))
+    alone = over(lds.spearman(predicted["good"], outcome))
     assert score.high - score.low > alone.high - alone.low
     assert found["noise"][1].high < 0
 
@@ -99,14 +103,14 @@ def test_crossed_is_that_of_explicit_resamples():
 
 def test_interval_over_queries_agrees_with_the_normal_one():
     values = np.random.default_rng(4).normal(1.0, 2.0, 400)
-    found = over(values, np.random.default_rng(0))
+    found = over(values)
     half = 1.96 * values.std() / 20
     assert found.mean == values.mean()
     assert found.low == pytest.approx(values.mean() - half, abs=0.02)
     assert found.high == pytest.approx(values.mean() + half, abs=0.02)
-    assert over(values, np.random.default_rng(0)) == found
+    assert over(values) == found
     with pytest.raises(ValueError, match="two or more"):
-        over(np.array([1.0]), np.random.default_rng(0))
+        over(np.array([1.0]))
 
 
 def test_top_takes_the_highest_and_breaks_ties_by_order():

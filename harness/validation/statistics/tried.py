@@ -1,4 +1,4 @@
-"""Other intervals from the same mean squares that were tried.
+"""Other intervals from the same mean squares that were tried, each for means and for differences.
 
 Each has half-widths for V_r, V_i, V_e of `harness.stats.interval` and t quantiles t_r with R - 1,
 t_i with n - 1 degrees of freedom.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from harness.validation.statistics.methods import satterthwaite
+from harness.validation.statistics.methods import satterthwaite, two_way
 from harness.validation.statistics.squares import Floats, Squares
 
 FLOOR, PARTS, FULL = "floor on df", "residual with items", "residual with seeds"
@@ -27,14 +27,12 @@ TRIED = (FLOOR, PARTS, FULL, GENERALISED)
 
 def half_widths(found: Squares, alpha: float) -> dict[str, Floats]:
     """Half-widths [M] by name, of those with a formula."""
-    level = 1.0 - alpha / 2.0
     summed = satterthwaite(found)
-    t_r, t_i = stats.t.ppf(level, [found.seeds - 1.0, found.items - 1.0])
-    seeds, items = np.maximum([found.v_r - found.v_e, found.v_i - found.v_e], 0.0)
+    df = np.fmax(summed.df, found.seeds - 1.0)
     return {
-        FLOOR: stats.t.ppf(level, np.fmax(summed.df, found.seeds - 1.0)) * summed.se,
-        PARTS: np.sqrt(t_r**2 * seeds + t_i**2 * found.v_i),
-        FULL: np.sqrt(t_r**2 * found.v_r + t_i**2 * items),
+        FLOOR: stats.t.ppf(1.0 - alpha / 2.0, df) * summed.se,
+        PARTS: two_way(found, differences=False).half(alpha),
+        FULL: two_way(found, differences=True).half(alpha),
     }
 
 
