@@ -104,8 +104,8 @@ def _notes(results: Results, table: pd.DataFrame) -> list[str]:
         f"[{level} interval]: two-way random-effects t, for new seeds and new items of the same "
         f"kind; p belongs to it. base and full are compared with {reference} at "
         f"{wording.percent(results.middle)}.",
-        "Flip p: exact sign-flip test over seeds; it speaks about these items only and cannot go "
-        "below the floor in parentheses, 2 / 2^R with R seeds.",
+        "Flip p: sign-flip test over seeds, exact up to 20 seeds; it speaks about these items only "
+        "and cannot go below the floor in parentheses, 2 / 2^R with R seeds.",
         f"Verdict, on the mean over tasks: Holm over {wording.plural(families[0], 'comparison')}; "
         f"better or worse means an adjusted p below {results.alpha:g} and an adjusted interval "
         "(adjusted_low, adjusted_high of the CSV) that excludes 0.",
