@@ -6,7 +6,10 @@ loads a model, so a report builds on a machine without torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,15 @@ def build(results_dir: Path, out_dir: Path) -> list[Path]:
         folder = out_dir if arm == MAIN else out_dir / arm
         written += build_arm(results, folder, made)
     return written
+
+
+def build_all(folders: Sequence[tuple[Path, Path]]) -> list[list[Path]]:
+    """`build` for several pairs of folders, side by side on all cores."""
+    if len(folders) < 2:
+        return [build(*pair) for pair in folders]
+    workers = min(len(folders), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(build, *zip(*folders, strict=True)))
 
 
 def build_arm(

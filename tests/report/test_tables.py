@@ -21,6 +21,7 @@ from harness.tables.markdown import markdown
 GAIN = {"influence/combined": 0.25, "length": -0.4, "base": -0.2, "full": 0.05, "oracle": 0.3}
 ROWS = ("base", "random", "random/again", "length", "influence/combined", "full", "oracle")
 TASKS = ("chain_core", "chain_far")
+SEEDS, ITEMS = 5, 50
 DASH, MINUS, HALF = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{PLUS-MINUS SIGN}"
 
 
@@ -37,7 +38,8 @@ def sheets_of(folder, arm="main"):
 def folder(tmp_path_factory, write_results):
     """Two fractions, two arms, an A/A row, differences that are clear."""
     path = tmp_path_factory.mktemp("tables") / "results" / "quick"
-    shape = {"rows": ROWS, "tasks": TASKS, "fractions": (0.25, 0.5), "items": 60, "pool_size": 120}
+    shape = {"rows": ROWS, "tasks": TASKS, "fractions": (0.25, 0.5), "pool_size": 120}
+    shape |= {"items": ITEMS, "seeds": range(SEEDS)}
     protocol = {"arm": [{"name": "random-errors"}], "query": {"dataset": "testbed:queries"}}
     write_results(path, gain=GAIN, protocol=protocol, **shape)
     return write_results(path, gain=GAIN, arm="random-errors", rng_seed=3, **shape)
@@ -85,8 +87,8 @@ def test_differences_against_samples_and_formulas(folder, made, task):
     assert line["sd_diff"] == pytest.approx(sd)
     u = stats.mannwhitneyu(a, b).statistic
     assert line["p_improvement"] == pytest.approx(u / (len(a) * len(b)))
-    assert line["p_floor"] == 2 / 2**3
-    flips = [abs(np.dot(signs, a - b)) for signs in itertools.product((1, -1), repeat=3)]
+    assert line["p_floor"] == 2 / 2**SEEDS
+    flips = [abs(np.dot(signs, a - b)) for signs in itertools.product((1, -1), repeat=SEEDS)]
     assert line["p_sign_flip"] == np.mean(np.array(flips) >= abs((a - b).sum()) - 1e-12)
     z = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
     for points in (1, 2, 3):
@@ -107,16 +109,18 @@ def test_what_could_be_detected_against_statsmodels(folder, made):
         sides.append(pd.concat(parts).set_index(["seed", "item"])["correct"].astype(float))
     paired = (sides[0] - sides[1]).rename("d").reset_index()
     squares = anova_lm(ols("d ~ C(seed) + C(item)", paired).fit())
-    by = squares["mean_sq"] / len(paired)
-    variance = max(
-        by["C(seed)"] + by["C(item)"] - by["Residual"], by["C(seed)"], by["C(item)"]
-    )  # fmt: skip
-    df = variance**2 / (by**2 / squares["df"]).sum()
-    t = stats.t.ppf(0.975, df) + stats.t.ppf(0.8, df)
+    seeds, items, rest = (squares["mean_sq"] / len(paired)).loc[["C(seed)", "C(item)", "Residual"]]
+
+    def half(level):
+        """The half-width at a level: seeds whole, items without the residual's share."""
+        t_seeds, t_items = stats.t.ppf(1 - level / 2, [SEEDS - 1, ITEMS - 1])
+        return math.hypot(t_seeds * math.sqrt(seeds), t_items * math.sqrt(max(items - rest, 0)))
+
     keys = {"row": "influence/combined", "fraction": 0.25, "task": "chain_far"}
     line = line_of(sheets["differences"], **keys)
-    assert line["detectable"] == pytest.approx(t * math.sqrt(variance))
-    assert line["p"] == pytest.approx(2 * stats.t.sf(abs(line["diff"]) / math.sqrt(variance), df))
+    assert line["diff_high"] - line["diff"] == pytest.approx(half(0.05))
+    assert half(line["p"]) == pytest.approx(abs(line["diff"]))
+    assert line["detectable"] == pytest.approx(half(0.05) + half(0.4))
 
 
 def test_families_are_corrected_as_statsmodels_does(made):
@@ -141,7 +145,7 @@ def test_differences_are_written_for_a_reader(made):
     line = line_of(sheets["differences"], row="oracle", fraction=0.5, task="mean")
     found = cells(text, "oracle", 1)
     assert found[1].startswith(f"+{100 * line['diff']:.1f} \\[")
-    assert found[3] == f"{line['p_sign_flip']:.2f} (0.25)"
+    assert found[3] == f"{line['p_sign_flip']:.3f} (0.062)"
     assert found[5] == f"{line['p_improvement']:.2f}"
     assert found[8] == " / ".join(f"{line[f'seeds_{n}']:.0f}" for n in (1, 2, 3))
     assert text.count("### 25% of the pool kept") == 1
