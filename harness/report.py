@@ -39,8 +39,8 @@ def build_arm(results: Results, folder: Path) -> list[Path]:
         "main.csv": tables.csv(table),
         "main.md": tables.markdown(results, table),
         "main.tex": tables.tex(results, table),
-        "index.html": page.render(results, table, drawn),
     }
+    texts["index.html"] = page.render(results, table, drawn, files=tuple(texts))
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     return [folder / name for name in texts] + [path for paths in drawn.values() for path in paths]
