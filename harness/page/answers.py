@@ -134,7 +134,7 @@ def _entries(results: Results, items: Items, found: Shown) -> list[dict[str, Any
                 "id": item,
                 "task": task,
                 "question": told(question),
-                "answer": told(answer),
+                "answer": None if answer is None else _short(answer.kept),
                 "counts": counts,
                 "said": ", ".join(map(" ".join, zip(items.rows, counts, strict=True))),
             }

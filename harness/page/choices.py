@@ -121,17 +121,20 @@ def gather(results: Results) -> Choices | None:
     """What the stored selections say; None where no row chose."""
     found: dict[str, list[tuple[float, list[pd.DataFrame]]]] = {}
     known: dict[str, pd.DataFrame] = {}
+    ids = None if results.pool is None else list(results.pool["id"])
     for (row, fraction), cells in results.groups.items():
-        paths = [c.record["selection"] for c in cells if c.record.get("selection")]
-        for path in paths:
+        frames = []
+        for path in (c.record["selection"] for c in cells if c.record.get("selection")):
             if path not in known:
                 known[path] = pd.read_parquet(results.folder / path)
-        if paths and row != FULL:
-            found.setdefault(row, []).append((fraction, [known[path] for path in paths]))
-    if not found:
+            ids = list(known[path]["id"]) if ids is None else ids
+            # After the pool was changed, cells that were not run again still name the old one.
+            if set(known[path]["id"]) == set(ids):
+                frames.append(known[path])
+        if frames and row != FULL:
+            found.setdefault(row, []).append((fraction, frames))
+    if not found or ids is None:
         return None
-    first = next(iter(found.values()))[0][1][0]
-    ids = list(first["id"] if results.pool is None else results.pool["id"])
     rows = tuple(_chosen(row, parts, ids) for row, parts in found.items())
     judged = tuple(r for r in rows if r.row not in (*CONTROLS, results.reference))
     return Choices(tuple(ids), _classes(results, len(ids)), rows, judged or rows)

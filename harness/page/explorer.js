@@ -154,7 +154,7 @@ const answers = () => {
     item.append(heading(entry, [make("span", entry.task, "chip")]));
     item.append(quote("Question", entry.question, "not stored"));
     const right = make("p", "Right answer: ", "small");
-    right.append(make("b", entry.answer ? entry.answer.text : "not stored"));
+    right.append(make("b", entry.answer ?? "not stored"));
     const pair = make("div", "", "pair");
     for (const one of sides) pair.append(side(entry, one.row.value, Number(one.seed.value)));
     const seeds = data.rows.map(other => other.seeds).reduce((a, b) => b.length > a.length ? b : a);

@@ -327,9 +327,11 @@ def plant(folder: Path) -> Path:
 
     n = len(pd.read_parquet(folder / "pool.parquet"))
     ids = [f"{i} {text[:200]}" for i, text in enumerate(texts(n))]
-    change(folder / "pool.parquet", id=ids, quality=[text[:60] for text in texts(n)])
+    # No controls in names of classes: figures name them, and an SVG cannot hold such characters.
+    classes = ["".join(c for c in text[:60] if c.isprintable()) for text in texts(n)]
+    change(folder / "pool.parquet", id=ids, quality=classes)
     for path in sorted((folder / "selections").iterdir()):
-        change(path, id=ids)
+        change(path, id=ids, score=np.arange(n) % 97 / 97)
     for path in sorted((folder / "samples").iterdir()):
         size = len(pd.read_parquet(path))
         items = [f"{i} {text[:200]}" for i, text in enumerate(texts(size))]

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import html.parser
+import itertools
 import json
 import re
 import shlex
@@ -141,7 +142,7 @@ def test_a_page_reads_in_order_and_names_its_controls(plain):
     levels = [int(e["tag"][1]) for e in document.all("h1", "h2", "h3", "h4")]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     assert [len(document.all(tag)) for tag in ("header", "nav", "main")] == [1, 1, 1]
     ids = [e["id"] for e in document.found if "id" in e]
     assert len(ids) == len(set(ids))
