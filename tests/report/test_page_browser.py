@@ -50,6 +50,7 @@ def opened(browser):
 
     def go(path, **settings):
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | settings)
+        context.set_default_timeout(300_000)  # a machine may be doing other work as well
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: said.append(f"console: {message.text}"))
