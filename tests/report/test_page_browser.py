@@ -14,6 +14,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 WIDTHS = (390, 1280)
 SCHEMES = ("light", "dark")
 CONTROLS = "a[href], button, select, summary, [tabindex='0']"
+PATIENCE = 300_000
+"""Milliseconds that a step may take: a machine may be doing other work as well."""
 
 pytestmark = pytest.mark.browser
 
@@ -50,7 +52,7 @@ def opened(browser):
 
     def go(path, **settings):
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | settings)
-        context.set_default_timeout(300_000)  # a machine may be doing other work as well
+        context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: said.append(f"console: {message.text}"))
@@ -127,6 +129,7 @@ def test_a_planted_script_would_be_stopped_by_the_policy(browser, built, tmp_pat
     attack = "<script>window.planted = 1</script><img src=x onerror='window.planted = 2'>"
     (tmp_path / "open.html").write_text(text.replace(start, start + attack, 1), encoding="utf-8")
     context = browser.new_context()
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     refused = []
     page.on("console", lambda message: refused.append(message.text))
