@@ -17,10 +17,8 @@ import pandas as pd
 from harness import overlap, record, testbed, texts
 from harness.build import HIDDEN
 from harness.config import QueryConfig
-from harness.page import answers, examples
 from harness.plan import Cell, Plan
 from harness.queries import Answers
-from harness.results import load
 from harness.selector import BOTH
 from harness.signals import parameters_of
 from harness.stage import Stage
@@ -340,6 +338,10 @@ def write_texts(plan: Plan, store: Store, folder: Path) -> None:
 
     Files whose artefacts are in another store stay as they are.
     """
+    # Here, since a run would otherwise start with everything that reports need.
+    from harness.page import answers, examples
+    from harness.results import load
+
     if not record.read(folder):
         return
     arms = {results.arm: results for results in load(folder)}
