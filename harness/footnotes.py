@@ -24,13 +24,15 @@ TESTBED_NOTE = (
 
 def notes(results: Results, table: pd.DataFrame) -> list[str]:
     """Footnotes of the main table: what each number is, and what it rests on."""
-    found = [_interval_note(results), _difference_note(results, table), *_row_notes(table)]
+    found = [_interval_note(results), _difference_note(results, table), *row_notes(table)]
     found += [_data_note(results, table), *task_notes(results), *_decodes_note(table)]
     found += [*truncation_notes(results, table), _machine_note(results), *fact_notes(results)]
-    found += overlap_notes(results)
-    if results.testbed:
-        found.append(TESTBED_NOTE)
-    return found
+    return [*found, *overlap_notes(results), *testbed_notes(results)]
+
+
+def testbed_notes(results: Results) -> list[str]:
+    """That the testbed says nothing about real models, where it is the pool."""
+    return [TESTBED_NOTE] if results.testbed else []
 
 
 def _interval_note(results: Results) -> str:
@@ -57,7 +59,7 @@ def _difference_note(results: Results, table: pd.DataFrame) -> str:
     )
 
 
-def _row_notes(table: pd.DataFrame) -> list[str]:
+def row_notes(table: pd.DataFrame) -> list[str]:
     """What is special about single rows: one checkpoint only, seeds missing, no spread."""
     if "note" not in table:
         return []

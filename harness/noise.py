@@ -26,6 +26,7 @@ from harness.folders import EXPERIMENTS
 from harness.outcome import artefact
 from harness.plan import Cell, Plan
 from harness.record import write_atomic
+from harness.results import NOISE as FILE
 from harness.run import Run
 from harness.stage import EXTERNAL, Stage
 from harness.stats.repetition import by_repetition, repeated
@@ -33,7 +34,6 @@ from harness.store import Artefact, Store, digest
 from harness.view import View
 
 REPEATS = 8
-FILE = "noise.json"
 SCHEMA = 1
 COLUMNS = ("task", "mean", "SD", "range", "flips", "texts")
 BINOMIAL = "binomial"

@@ -7,7 +7,7 @@ loads a model, so a report builds on a machine without torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,10 +24,12 @@ __all__ = ["OUTCOME_COLUMNS", "Results", "build", "load"]
 
 def build(results_dir: Path, out_dir: Path) -> list[Path]:
     """Write tables, figures and page of every arm; the main arm into `out_dir` itself."""
+    arms = {results.arm: results for results in load(results_dir)}
+    made = {arm: tables.main(results, _summary(results)) for arm, results in arms.items()}
     written = []
-    for results in load(results_dir):
-        folder = out_dir if results.arm == MAIN else out_dir / results.arm
-        written += build_arm(results, folder)
+    for arm, results in arms.items():
+        folder = out_dir if arm == MAIN else out_dir / arm
+        written += build_arm(results, folder, made)
     return written
 
 
@@ -40,23 +42,33 @@ def build_all(folders: Sequence[tuple[Path, Path]]) -> list[list[Path]]:
         return list(pool.map(build, *zip(*folders, strict=True)))
 
 
-def build_arm(results: Results, folder: Path) -> list[Path]:
-    """Write the report of one arm into `folder`, and remove figures that no longer apply."""
+def build_arm(
+    results: Results, folder: Path, made: Mapping[str, pd.DataFrame] | None = None
+) -> list[Path]:
+    """Write the report of one arm into `folder`, and remove what no longer applies.
+
+    `made` holds the main tables of all arms; without them the arm stands alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    table = tables.main(results, _summary(results))
+    made = made or {results.arm: tables.main(results, _summary(results))}
+    table = made[results.arm]
     drawn = figures.draw(results, table, folder)
-    for name in set(figures.FIGURES) - set(drawn):
-        for ending in figures.ENDINGS:
-            (folder / f"{name}.{ending}").unlink(missing_ok=True)
+    sheets = tables.sheets(results, table, made)
+    _remove(folder, set(figures.FIGURES) - set(drawn), figures.ENDINGS)
+    _remove(folder, set(tables.SHEETS) - set(sheets), tables.ENDINGS)
     texts = {
-        "main.csv": tables.csv(table),
-        "main.md": tables.markdown(results, table),
-        "main.tex": tables.tex(results, table),
-        "index.html": page.render(results, table, drawn),
+        name: text for sheet in sheets.values() for name, text in tables.written(sheet).items()
     }
+    texts["index.html"] = page.render(results, table, drawn)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     return [folder / name for name in texts] + [path for paths in drawn.values() for path in paths]
+
+
+def _remove(folder: Path, names: Iterable[str], endings: Iterable[str]) -> None:
+    for name in names:
+        for ending in endings:
+            (folder / f"{name}.{ending}").unlink(missing_ok=True)
 
 
 def _summary(results: Results) -> pd.DataFrame:

@@ -29,6 +29,8 @@ CONTROLS = (BASE, FULL, *TESTBED_CONTROLS)
 SAMPLE_COLUMNS = ["task", "item", "decode", "correct", "answer"]
 TRUNCATED = "truncated"
 """Whether the token limit cut a response; samples stored before this was recorded lack it."""
+NOISE = "noise.json"
+"""What `cotsieve noise` measured: repeated evaluations of single checkpoints."""
 OUTCOME_COLUMNS = ["row", "fraction", "seed", *SAMPLE_COLUMNS, TRUNCATED]
 
 
@@ -87,6 +89,22 @@ class Results:
         return str(self.protocol["protocol"]["reference"])
 
     @property
+    def middle(self) -> float:
+        """The fraction at which `base` and `full` are compared with the reference."""
+        return self.fractions[(len(self.fractions) - 1) // 2]
+
+    @property
+    def again(self) -> tuple[str, ...]:
+        """A/A controls: rows with the selector and the parameters of the reference."""
+        entries = {entry["row"]: entry for entry in self.protocol["rows"]}
+        mine = entries.get(self.reference, {})
+        if mine.get("selector") is None:
+            return ()
+        same = {**mine, "row": None}
+        found = [row for row, entry in entries.items() if {**entry, "row": None} == same]
+        return tuple(row for row in found if row != self.reference)
+
+    @property
     def alpha(self) -> float:
         """The level at which a difference counts."""
         return float(self.protocol["protocol"]["alpha"])
@@ -115,6 +133,15 @@ class Results:
             if cell.status == "done" and cell.record.get("selection"):
                 return pd.read_parquet(self.folder / cell.record["selection"])
         return None
+
+    @cached_property
+    def noise(self) -> Mapping[str, Mapping[str, Any]]:
+        """Repeated evaluations of this arm's cells by name; empty where none was measured."""
+        path = self.folder / NOISE
+        if not path.is_file():
+            return {}
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        return {cell.name: cells[cell.name] for cell in self.done if cell.name in cells}
 
 
 def mean_parts(cells: Sequence[Cell]) -> dict[str, float]:

@@ -94,7 +94,7 @@ def headline(results: Results, table: pd.DataFrame) -> list[str]:
 
 def judged(results: Results, table: pd.DataFrame, fraction: float) -> pd.DataFrame:
     """The selectors' lines on the primary mean at one fraction: no controls, no reference."""
-    aside = [*CONTROLS, results.reference]
+    aside = [*CONTROLS, results.reference, *results.again]
     chosen = (table["task"] == MEAN) & (table["fraction"] == fraction)
     return table[chosen & ~table["row"].isin(aside)]
 
@@ -156,22 +156,55 @@ def _holm(line: pd.Series[Any]) -> str:
 
 
 def controls(results: Results, table: pd.DataFrame) -> str:
-    """One sentence on the rows that know the answer: where they stand, whatever that says."""
+    """Where the rows stand that know the answer, and the A/A rows: whatever that says."""
+    return " ".join(filter(None, (_planted(results, table), again(results, table))))
+
+
+def _planted(results: Results, table: pd.DataFrame) -> str:
+    """One sentence on the rows that choose by the planted quality."""
     lines = table[(table["task"] == MEAN) & table["row"].isin(TESTBED_CONTROLS)]
     lines = lines[lines["diff"].notna()]
     stated = []
     for line in lines.itertuples():
-        at = f" at {percent(line.fraction)}" if len(results.fractions) > 1 else ""
         side = "above" if line.diff > 0 else "below"
-        sign = math.copysign(1, line.diff)
-        low, high = sorted((sign * line.diff_low, sign * line.diff_high))
         tie = " (a tie)" if line.verdict == "tie" else ""
-        stated.append(f"{line.row}{at} {points(abs(line.diff))} {interval(low, high)} {side}{tie}")
+        stated.append(f"{line.row}{_kept(results, line)} {_size(line)} {side}{tie}")
     if not stated:
         return ""
     return (
         f"Controls that know the planted quality, against {results.reference}: {listing(stated)}."
     )
+
+
+def again(results: Results, table: pd.DataFrame) -> str:
+    """The A/A control: how far apart two rows are that only chance tells apart."""
+    lines = table[(table["task"] == MEAN) & table["row"].isin(results.again)]
+    lines = lines[lines["diff"].notna()]
+    stated = []
+    for line in lines.itertuples():
+        side = "above" if line.diff > 0 else "below"
+        told = "a tie, as it should be" if line.verdict == "tie" else f"{line.verdict}, by chance"
+        stated.append(f"{line.row}{_kept(results, line)} {_size(line)} {side} ({told})")
+    if not stated:
+        return ""
+    rows = listing(dict.fromkeys(lines["row"]))
+    has = "has" if lines["row"].nunique() == 1 else "have"
+    return (
+        f"A/A: {rows} {has} the selector and the parameters of {results.reference}, so that only "
+        f"chance sets them apart: {listing(stated)}."
+    )
+
+
+def _kept(results: Results, line: Any) -> str:
+    """The fraction behind a row's name, where there are several."""
+    return f" at {percent(line.fraction)}" if len(results.fractions) > 1 else ""
+
+
+def _size(line: Any) -> str:
+    """A difference and its interval, told without their sign."""
+    sign = math.copysign(1, line.diff)
+    low, high = sorted((sign * line.diff_low, sign * line.diff_high))
+    return f"{points(abs(line.diff))} {interval(low, high)}"
 
 
 def failures(results: Results) -> list[tuple[str, str]]:

@@ -34,11 +34,9 @@ def write(
 def markdown_table(table: Table) -> list[str]:
     """Lines of one table under its heading."""
     title, heads, rows = table
-    parts = [f"## {tables.markdown_text(title)}", ""]
-    parts.append(_row([tables.markdown_text(head) for head in heads]))
-    parts.append("|:--|" + "--:|" * (len(heads) - 1))
-    parts += [_row([tables.markdown_text(text) for text in row]) for row in rows]
-    return [*parts, ""]
+    sides = [":--", *["--:"] * (len(heads) - 1)]
+    texts = [[tables.markdown_text(text) for text in row] for row in (heads, *rows)]
+    return [f"## {tables.markdown_text(title)}", "", *tables.pipes(texts[0], sides, texts[1:]), ""]
 
 
 def markdown_list(title: str, notes: Sequence[str]) -> list[str]:
@@ -69,7 +67,3 @@ def tex(content: Sequence[Table], notes: Sequence[str]) -> str:
 def quoted(text: str) -> str:
     """A cell of a CSV file."""
     return f'"{text}"' if "," in text else text
-
-
-def _row(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(texts) + " |"

@@ -26,6 +26,7 @@ COLUMNS = (
 EVIL = 'x<script>alert("1")</script>'
 BROKEN = 'nan at <b>step</b> & "worse" 100% \\input{x} $_^~#|*[\nsecond line\N{SNOWMAN}'
 ROWS = ("base", "random", "[100%_&_{cost}", "influence/combined", EVIL, "full", "oracle")
+TABLES = ("main", "differences", "strategies", "transfer", "cost", "selections")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def table(built):
 def test_files(built):
     out, paths = built
     figures = ("forest", "accuracy", "fractions", "influence-scatter", "cost")
-    names = {"main.csv", "main.md", "main.tex", "index.html"}
+    names = {"index.html", *(f"{name}.{end}" for name in TABLES for end in ("csv", "md", "tex"))}
     names |= {f"{name}.{ending}" for name in figures for ending in ("svg", "png", "pdf")}
     assert {path.name for path in out.iterdir() if path.is_file()} == names
     assert {path.name for path in (out / "random-errors").iterdir()} == names
@@ -148,49 +149,34 @@ def test_failed_rows_stay_and_are_named(built, table):
     assert text.count("train, step 12") == 3
 
 
-def test_markdown_tables_have_even_rows(built):
+def test_a_stranger_finds_the_notes_of_the_main_table(built):
     text = (built[0] / "main.md").read_text()
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {8}
     assert "<script" not in text.replace("\\<", "")
     for said in ("sign-flip", "40 items per task", "\\|C\\| = 64", "vllm 0.32.0"):
         assert said in text
     assert "not about any real model" in text
+    assert "Controls that know the planted quality, against random: oracle" in text
 
 
-def tex_cells(line):
-    return len(re.findall(r"(?<!\\)&", line)) + 1
+@pytest.mark.parametrize("name", TABLES)
+def test_markdown_tables_have_even_rows(built, name):
+    for folder in (built[0], built[0] / "random-errors"):
+        text = (folder / f"{name}.md").read_text()
+        tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+        assert tables
+        for table in tables:
+            rows = table.splitlines()
+            assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1, table
+            assert len(rows) > 2
+            assert re.fullmatch(r"\|(:--\||--:\|)+", rows[1])
+        assert not re.search(r"(?<!\\)<", text)
 
 
-def test_latex_is_balanced_and_escaped(built):
-    text = (built[0] / "main.tex").read_text()
-    assert text.isascii()
-    stack = []
-    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
-        if kind == "begin":
-            stack.append(name)
-        else:
-            assert stack.pop() == name
-    assert stack == []
-    body = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {tex_cells(line) for line in body if "multicolumn" not in line} == {7}
-    assert not any(line.startswith(("[", "*")) for line in body)
-    plain = re.sub(r"\\[\\{}&%$#_]", "", text.split("\n", 1)[1])
-    assert plain.count("{") == plain.count("}")
-    assert plain.count("$") % 2 == 0
-    assert not re.search(r"[%#_^~]", plain.replace(r"\setlength{\tabcolsep}", ""))
-    assert r"\input" not in text
-
-
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-def test_latex_compiles(built, tmp_path):
-    (tmp_path / "t.tex").write_text(
-        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}"
-        f"\\input{{{built[0] / 'main.tex'}}}\\end{{document}}"
-    )
-    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:]
+def test_a_table_that_no_longer_applies_is_removed(source, tmp_path):
+    (tmp_path / "noise.tex").write_text("old")
+    report.build(source, tmp_path)
+    assert not (tmp_path / "noise.tex").exists()
+    assert (tmp_path / "cost.tex").is_file()
 
 
 class Page(html.parser.HTMLParser):

@@ -95,11 +95,10 @@ def test_markdown_shows_them_beside_the_verdicts(built, table):
 def test_latex_shows_them(built, table):
     text = (built / "main.tex").read_text()
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {line.count(" & ") for line in body if "multicolumn" not in line} == {8}
-    assert r"\begin{tabular}{lrrrlrrrr}" in text
-    assert "Seeds & pass@4 & Majority & Select, s" in text
+    assert {line.count(" & ") for line in body if "multicolumn" not in line} == {10}
+    assert "{Seeds} & {pass@4} & {Majority} & {Select, s}" in text
     [line] = [line for line in body if line.startswith("random")]
-    assert line.split(" & ")[6:8] == shown(table, "random")
+    assert line.split(" & ")[8:10] == shown(table, "random")
 
 
 def test_page_shows_them_for_the_mean_and_for_each_task(built, table):

@@ -13,7 +13,7 @@ from harness.stats import summarise
 
 
 def results(*fractions):
-    return SimpleNamespace(reference="random", fractions=fractions or (0.5,), cells=())
+    return SimpleNamespace(reference="random", fractions=fractions or (0.5,), cells=(), again=())
 
 
 def lines(*entries, fraction=0.5):
@@ -263,6 +263,57 @@ def test_overlaps_that_were_kept_or_dropped_are_told(make_results, overlap, said
     (folder / "facts.json").write_text(json.dumps(facts))
     (found,) = load(folder)
     assert footnotes.overlap_notes(found) == said
+
+
+def test_a_row_like_the_reference_is_an_a_a_control(make_results):
+    rows = ("base", "random", "random/again", "random/matched", "length", "oracle")
+    folder = make_results(rows=rows, fractions=(0.25, 0.5), items=20)
+    path = folder / "protocol.toml"
+    text = path.read_text()
+    for row, params in (("random/matched", '"match" = "length"'), ("length", '"k" = 2')):
+        before, after = text.split(f'"row" = "{row}"')
+        text = f'{before}"row" = "{row}"{after.replace("{  }", "{ " + params + " }", 1)}'
+    path.write_text(text)
+    (found,) = load(folder)
+    assert found.again == ("random/again",)
+    table = tables.main(found, summarise(found.outcomes, seeds=found.seeds))
+    [low, high] = table[(table["task"] == "mean") & (table["row"] == "random/again")].itertuples()
+    said = wording.controls(found, table).split("A/A: ")[1]
+    start = "random/again has the selector and the parameters of random"
+    assert said.startswith(f"{start}, so that only chance sets them apart: random/again at 25% ")
+    for line, share in ((low, "25%"), (high, "50%")):
+        ends = sorted(math.copysign(100, line.diff) * v for v in (line.diff_low, line.diff_high))
+        interval = ", ".join(f"{v:.1f}".replace("-", "\N{MINUS SIGN}") for v in ends)
+        side = "above" if line.diff > 0 else "below"
+        size = f"{abs(100 * line.diff):.1f} [{interval}]"
+        assert f"random/again at {share} {size} {side} (a tie, as it should be)" in said
+    # It is no selector of the headline, and stays in the family of tests.
+    assert "random/again" not in set(wording.judged(found, table, 0.5)["row"])
+    assert {"random/matched", "length"} == set(wording.judged(found, table, 0.5)["row"])
+    assert (
+        table.loc[(table["task"] == "mean") & (table["row"] == "random/again"), "p_holm"]
+        .notna()
+        .all()
+    )
+    assert tables.sheets(found, table)["main"].said == [wording.controls(found, table)]
+
+
+def test_an_a_a_control_that_differs_is_told_as_chance(make_results):
+    (found,) = load(make_results(rows=("random", "random/again"), items=20))
+    told = wording.again(found, lines(("random/again", -3.0, -5.0, -1.0, 0.01, "worse")))
+    assert told.endswith("random/again 3.0 [1.0, 5.0] below (worse, by chance).")
+
+
+def test_rows_without_a_selector_are_no_a_a_controls(make_results):
+    folder = make_results(rows=("base", "full", "random"), items=20)
+    text = (folder / "protocol.toml").read_text()
+    for name in ("base", "full"):
+        text = text.replace(f', "selector" = "{name}"', "")
+    text = text.replace('"reference" = "random"', '"reference" = "base"')
+    (folder / "protocol.toml").write_text(text)
+    (found,) = load(folder)
+    assert found.reference == "base"
+    assert found.again == ()
 
 
 def test_listing():

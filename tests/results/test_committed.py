@@ -15,6 +15,7 @@ from harness.store import digest
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
 EXPERIMENTS = sorted(path.parent.name for path in RESULTS.glob("*/records.jsonl"))
+TEXTS = (".csv", ".md", ".tex")
 COMPLETE = ("commit", "dirty", "packages", "python", "platform", "device", "processor", "engine")
 
 
@@ -61,9 +62,14 @@ def test_records_are_complete_and_their_files_exist(name):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_tables_are_what_the_records_give(name, tmp_path):
     report.build(RESULTS / name, tmp_path)
-    for text in ("main.csv", "main.md", "main.tex"):
-        committed = (ROOT / "reports" / name / text).read_text()
-        assert (tmp_path / text).read_text() == committed, text
+    committed = ROOT / "reports" / name
+    made, there = (
+        {path.relative_to(folder) for path in folder.rglob("*") if path.suffix in TEXTS}
+        for folder in (tmp_path, committed)
+    )
+    assert made == there
+    for path in made:
+        assert (tmp_path / path).read_text() == (committed / path).read_text(), path
 
 
 def test_quick_ranks_the_controls():
