@@ -173,6 +173,31 @@ def report(session: nox.Session) -> None:
             session.error(f"reports/ differs from what results/ gives:\n{status}")
 
 
+# Looked for in this order; playwright brings its own where none is installed.
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+@nox.session
+def page(session: nox.Session) -> None:
+    """Open every committed page, and a hostile one, in a Chromium; pictures go to build/pages.
+
+    COTSIEVE_CHROMIUM names the browser; needs no torch.
+    """
+    session.install("-e", ".", *nox.project.dependency_groups(PYPROJECT, "browser"))
+    named = os.environ.get("COTSIEVE_CHROMIUM")
+    if named is None and not any(map(shutil.which, BROWSERS)):
+        try:
+            session.run("playwright", "install", "chromium-headless-shell")
+        except CommandFailed:
+            session.error(
+                "no Chromium is installed and none could be downloaded; expected one "
+                "(Debian: apt-get install chromium), or its path in COTSIEVE_CHROMIUM"
+            )
+    pictures = ROOT / "build" / "pages"
+    tests = ["-m", "browser", "tests/report/test_page_browser.py", *session.posargs]
+    session.run("pytest", *tests, env={"COTSIEVE_SCREENSHOTS": str(pictures)})
+
+
 @nox.session
 def validate(session: nox.Session) -> None:
     """Hold methods against a ground truth: influence (default) or statistics; resumable.

@@ -14,11 +14,13 @@ from typing import Any
 
 import pandas as pd
 
-from harness import overlap, record, testbed
+from harness import overlap, record, testbed, texts
 from harness.build import HIDDEN
 from harness.config import QueryConfig
+from harness.page import answers, examples
 from harness.plan import Cell, Plan
 from harness.queries import Answers
+from harness.results import load
 from harness.selector import BOTH
 from harness.signals import parameters_of
 from harness.stage import Stage
@@ -333,12 +335,59 @@ def write_overlaps(plan: Plan, store: Store, folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def write_texts(plan: Plan, store: Store, folder: Path) -> None:
+    """What a report may quote: examples of each arm's pool, and questions with their answers.
+
+    Files whose artefacts are in another store stay as they are.
+    """
+    if not record.read(folder):
+        return
+    arms = {results.arm: results for results in load(folder)}
+    asked: set[tuple[str, str]] = set()
+    for arm, stage in plan.pools.items():
+        made = store.get(stage.kind, stage.key)
+        if made is not None:
+            ours = plan.experiment.pool.testbed is not None
+            shown = None if ours else examples.shown(arms[arm])
+            columns = ["id", *texts.EXAMPLE_COLUMNS]
+            frame = pd.read_parquet(made.folder / "pool.parquet", columns=columns)
+            kept = texts.examples(frame, shown)
+            record.write_atomic(folder / texts.examples_file(arm), _parquet(kept))
+        asked |= set(answers.shown(arms[arm]))
+    kept = [_questions(task, s, store, asked) for task, s in plan.cells[0].samples.items()]
+    if kept and all(frame is not None for frame in kept):
+        whole = pd.concat(kept, ignore_index=True)
+        record.write_atomic(folder / texts.QUESTIONS, _parquet(whole))
+
+
+def _questions(
+    task: str, samples: Stage, store: Store, shown: set[tuple[str, str]]
+) -> pd.DataFrame | None:
+    """What is kept of a task's items; None where they are not in the store."""
+    items = samples.parents["items"]
+    made = store.get(items.kind, items.key)
+    if made is None:
+        return None
+    lines = (made.folder / "items.jsonl").read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in lines if line]
+    frame = pd.DataFrame(
+        [
+            # Without the template of a chat, where the item says what was asked apart from it.
+            (task, row["id"], row.get("question", row["prompt"]), row["answer"])
+            for row in rows
+        ],
+        columns=["task", "item", *texts.QUESTION_COLUMNS],
+    )
+    return texts.questions(frame, None if "testbed" in items.inputs else sorted(shown))
+
+
 def write_facts(plan: Plan, store: Store, folder: Path) -> None:
-    """Write `facts.json`, the pool files and the overlaps."""
+    """Write `facts.json`, the pool files, the overlaps and the texts that a report may quote."""
     write_pools(plan, store, folder)
     write_overlaps(plan, store, folder)
     text = json.dumps(facts(plan, store), indent=1, sort_keys=True) + "\n"
     record.write_atomic(folder / "facts.json", text.encode())
+    write_texts(plan, store, folder)  # reads what was written before
 
 
 def _parquet(frame: pd.DataFrame) -> bytes:

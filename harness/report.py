@@ -59,7 +59,7 @@ def build_arm(
     texts = {
         name: text for sheet in sheets.values() for name, text in tables.written(sheet).items()
     }
-    texts["index.html"] = page.render(results, table, drawn)
+    texts["index.html"] = page.render(results, table, drawn, files=tuple(texts))
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     return [folder / name for name in texts] + [path for paths in drawn.values() for path in paths]

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness import texts as kept
+
 ROWS = (
     "base",
     "random",
@@ -292,3 +294,69 @@ def make_results(tmp_path: Path) -> Callable[..., Path]:
 def write_results() -> Callable[..., Path]:
     """The generator itself, for folders that outlive a test."""
     return fill_results
+
+
+HOSTILE = (
+    "<script>window.planted = 1</script>",
+    '<img src="x" onerror="window.planted = 2">',
+    "</script><script>window.planted = 3</script>",
+    '<a href="javascript:window.planted = 4">look</a>',
+    "{{7*7}} {% for x in y %}",
+    "safe\u202egnp.exe\u202c \u2066and\u2069",
+    '" autofocus onfocus="window.planted = 5',
+    "' onmouseover='window.planted = 6",
+    "<svg onload=window.planted=7><style>*{display:none}</style>",
+    "</style></title></textarea><!--<script>",
+    '<img src="http://planted.invalid/x.png"><iframe src="http://planted.invalid/"></iframe>',
+    "line\u2028and\u2029end \x00\x07 &lt;b&gt; ]]> \\u003c",
+    "<b>" + "9" * 100_000,
+)
+"""Texts that would run, ask, hide or reorder something if any of them became markup."""
+
+
+def plant(folder: Path) -> Path:
+    """Put a hostile text wherever a results folder of `fill_results` holds a free text."""
+
+    def texts(n: int, first: str = "") -> list[str]:
+        return [f"{first}{HOSTILE[i % len(HOSTILE)]}" for i in range(n)]
+
+    def change(path: Path, **columns: Any) -> pd.DataFrame:
+        frame = pd.read_parquet(path).assign(**columns)
+        frame.to_parquet(path, index=False)
+        return frame
+
+    n = len(pd.read_parquet(folder / "pool.parquet"))
+    ids = [f"{i} {text[:200]}" for i, text in enumerate(texts(n))]
+    # No controls in names of classes: figures name them, and an SVG cannot hold such characters.
+    classes = ["".join(c for c in text[:60] if c.isprintable()) for text in texts(n)]
+    change(folder / "pool.parquet", id=ids, quality=classes)
+    for path in sorted((folder / "selections").iterdir()):
+        change(path, id=ids, score=np.arange(n) % 97 / 97)
+    for path in sorted((folder / "samples").iterdir()):
+        size = len(pd.read_parquet(path))
+        items = [f"{i} {text[:200]}" for i, text in enumerate(texts(size))]
+        found = change(path, item=items, response=texts(size, "r "), answer=texts(size))
+    pool = pd.DataFrame({"id": ids, "prompt": texts(n), "response": texts(n, "c ")})
+    kept.examples(pool, None).to_parquet(folder / kept.examples_file("main"), index=False)
+    asked = found[["task", "item"]].assign(question=texts(size, "q "), answer=texts(size))
+    kept.questions(asked, None).to_parquet(folder / kept.QUESTIONS, index=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results in which every name and text is hostile, one cell failed with such a message."""
+    folder = tmp_path_factory.mktemp("hostile") / "results"
+    rows = ("base", "random", *HOSTILE[:7], "influence/combined", "full")
+    error = {"stage": HOSTILE[0], "message": HOSTILE[2] + HOSTILE[1], "step": None}
+    fill_results(
+        folder,
+        experiment=HOSTILE[0],
+        rows=rows,
+        tasks=("chain_core", HOSTILE[1]),
+        items=26,
+        pool_size=130,
+        failures={f"{HOSTILE[0]}@0.5#1": error},
+        protocol={"description": HOSTILE[10] + HOSTILE[4]},
+    )
+    return plant(folder)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from harness import build, cli, config, contamination, forecast, overlap, plan, record
+from harness import build, cli, config, contamination, forecast, overlap, plan, record, texts
 from harness import run as running
 from harness.footnotes import overlap_notes
 from harness.job import reporting
@@ -356,6 +356,9 @@ def test_a_run_without_the_rows(world):
     assert (len(chosen), chosen["chosen"].sum(), set(chosen["id"]) & {"p02", "p05", "p07"}) == (
         7, 4, set(),
     )  # fmt: skip
+    kept = texts.read_examples(world.results, "main")
+    assert set(kept) == set(chosen["id"])  # few enough for a page to show all of them
+    assert [text.kept for text in kept["p03"]] == ["what is 3 + 15?", "#### 1"]
     assert newest["full@1#0"]["n_examples"] == 7
     assert newest["full@1#0"]["parents"]["pool"] == made.pools["main"].key
     facts = json.loads((world.results / "facts.json").read_text())["arms"]["main"]

@@ -1,6 +1,7 @@
 """The scheduler with make-believe training: records, failures, deaths, resuming, `--only`."""
 
 import hashlib
+import json
 import os
 import signal
 import time
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness import build, config, plan, record
+from harness import build, config, plan, record, texts
 from harness import run as running
 from harness.job import reporting
 from harness.settings import Limits
@@ -198,10 +199,33 @@ def test_another_recipe_appends_and_the_old_lines_stay(world):
     assert keys[0] == keys[1]  # the base is not trained: evaluated once, recorded twice
 
 
+def test_texts_of_the_testbed_are_kept_in_full(world):
+    summary = world.run()
+    assert summary.failed == {}
+    pool = pd.read_parquet(next(world.store.root.glob("pool/*/pool.parquet")))
+    kept = texts.read_examples(world.results, "main")
+    assert list(kept) == list(pool["id"])
+    for name, prompt, response in pool[["id", "prompt", "response"]].itertuples(index=False):
+        assert [text.kept for text in kept[name]] == [prompt, response]
+        assert not any(text.cut for text in kept[name])
+    questions = texts.read_questions(world.results)
+    assert len(questions) == 40
+    stored = [
+        json.loads(line)
+        for path in world.store.root.glob("items/*/items.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    for row in stored:
+        task = row["id"].rpartition("-")[0]
+        assert [t.kept for t in questions[task, row["id"]]] == [row["prompt"], row["answer"]]
+    before = (world.results / texts.QUESTIONS).read_bytes()
+    (world.results / texts.QUESTIONS).unlink()
+    world.run()
+    assert (world.results / texts.QUESTIONS).read_bytes() == before
+
+
 def test_the_disjointness_of_the_testbed_is_proved_in_every_run(world):
     world.run()
-    import json
-
     facts = json.loads((world.results / "facts.json").read_text())
     assert facts["disjoint"] == [{"pool": 40, "queries": 0, "chain_far": 20, "chain_core": 20}]
     assert facts["arms"]["main"]["pool"]["rows"] == 40

@@ -1,24 +1,30 @@
 """One self-contained HTML page that shows a whole experiment; opens anywhere, asks for nothing.
 
-Everything is inlined (style, a few lines of script for sorting, figures as SVG data), and all text
-from data goes through Jinja's escaping.
+Everything is inlined (style, script, figures as SVG data, the explorers' data as JSON). All text
+from data goes through Jinja's escaping or becomes text by the page's own script, which is the only
+one that the page's policy lets run. Without script the page is complete but for the explorers,
+of which it then shows a few lists.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from harness import footnotes, tables, wording
+from harness.page import answers, escape, examples, provenance
 from harness.results import MAIN, Results, mean_parts
 from harness.wording import MEAN
+
+if TYPE_CHECKING:
+    import jinja2
 
 CAPTIONS = {
     "forest": (
@@ -50,18 +56,29 @@ CAPTIONS = {
         "several rows share, such as a reference model, count in full for each of them.",
     ),
 }
+SECTIONS = {
+    "results": "Results",
+    "figures": "Figures",
+    "examples": "Examples",
+    "answers": "Answers",
+    "costs": "Costs",
+    "reading": "How to read this",
+    "provenance": "Provenance",
+}
 WIDE = ("fractions", "influence-scatter", "cost")
 
 
-def render(results: Results, table: pd.DataFrame, drawn: Mapping[str, Sequence[Path]]) -> str:
-    """index.html of one arm, as text."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = resources.files("harness").joinpath("page.html").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+def render(
+    results: Results,
+    table: pd.DataFrame,
+    drawn: Mapping[str, Sequence[Path]],
+    files: Sequence[str] = ("main.csv", "main.md", "main.tex"),
+) -> str:
+    """index.html of one arm, as text; `files`: names of the tables that stand beside it."""
+    style, script = _source("style.css"), _source("sort.js") + _source("explorer.js")
+    figures = [path.name for paths in drawn.values() for path in paths]
+    shown = {"examples": _examples(results), "answers": _answers(results, table)}
+    return _environment().get_template("page.html").render(
         experiment=results.experiment,
         arm=results.arm,
         title=results.experiment + ("" if results.arm == MAIN else f" · {results.arm}"),
@@ -81,10 +98,77 @@ def render(results: Results, table: pd.DataFrame, drawn: Mapping[str, Sequence[P
         notes=[note for note in footnotes.notes(results, table) if note != footnotes.TESTBED_NOTE],
         figures=[_figure(results, table, name, paths) for name, paths in drawn.items()],
         costs=_costs(results, table),
-        provenance=_provenance(results),
+        provenance=provenance.environments(results),
+        commands=provenance.commands(results, table),
         links=_links(results),
-        files=["main.csv", "main.md", "main.tex"],
+        files=provenance.files([*files, *figures]),
+        sections=[(name, title) for name, title in SECTIONS.items() if shown.get(name, True)],
+        style=Markup(style),
+        script=Markup(script),
+        policy=_policy(style, script),
+        embedded=escape.embedded,
+        **shown,
     ) + "\n"  # fmt: skip
+
+
+def _environment() -> jinja2.Environment:
+    """Templates of this folder; everything but their own markup is escaped and made visible."""
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_source),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=escape.finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _source(name: str) -> str:
+    return resources.files("harness.page").joinpath(name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """Lets in this style, this script and inlined pictures: no other script, no request."""
+    return (
+        f"default-src 'none'; style-src {escape.policy_hash(style)}; "
+        f"script-src {escape.policy_hash(script)}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _examples(results: Results) -> dict[str, Any] | None:
+    """What examples.html shows."""
+    found = examples.explorer(results)
+    if found is None:
+        return None
+    shows = [(name, examples.TITLES[name]) for name in found.data["orders"]]
+    if found.data["best"]:
+        shows += [("best", "Best by a row's score"), ("worst", "Worst by a row's score")]
+    return {"about": found.about, "lists": found.lists, "data": found.data, "shows": shows}
+
+
+def _answers(results: Results, table: pd.DataFrame) -> dict[str, Any] | None:
+    """What answers.html shows; at first the reference's responses beside the best row's."""
+    found = answers.explorer(results)
+    if found is None:
+        return None
+    shows = [(name, answers.TITLES[name]) for name, order in found.data["orders"].items() if order]
+    if found.data["won"]:
+        against = f"{results.reference} by a row"
+        shows += [("won", f"Won from {against}"), ("lost", f"Lost to {against}")]
+    names = [row["name"] for row in found.data["rows"]]
+    pair = (results.reference, provenance.first_row(results, table))
+    left, right = (row if row in names else names[0] for row in pair)
+    sides = [("left", "Left", left), ("right", "Right", right)]
+    return {
+        "about": found.about,
+        "lists": found.lists,
+        "data": found.data,
+        "shows": shows,
+        "sides": sides,
+    }
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:
@@ -145,34 +229,6 @@ def _costs(results: Results, table: pd.DataFrame) -> list[dict[str, str]]:
                 or wording.NONE,
             }
             | {name: wording.seconds(getattr(line, name)) for name in tables.SECONDS}
-        )
-    return found
-
-
-def _provenance(results: Results) -> list[dict[str, Any]]:
-    """Distinct environments that the cells ran in, each with its number of cells."""
-    sets: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in results.cells:
-        if cell.provenance:
-            same = {key: value for key, value in cell.provenance.items() if key != "created"}
-            sets.setdefault(json.dumps(same, sort_keys=True), []).append(cell.provenance)
-    found = []
-    for _, group in sorted(sets.items(), key=lambda entry: (-len(entry[1]), entry[0])):
-        first = group[0]
-        engine = first.get("engine") or {}
-        dates = sorted(str(entry["created"])[:10] for entry in group if entry.get("created"))
-        device = f"{first.get('device', '?')}, {first.get('processor', '?')}"
-        found.append(
-            {
-                "cells": wording.plural(len(group), "cell"),
-                "commit": str(first.get("commit") or "unknown"),
-                "dirty": first.get("dirty"),
-                "when": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "unknown",
-                "device": f"{device}, {wording.plural(int(first.get('threads') or 1), 'thread')}",
-                "engine": f"{engine.get('name', '?')} {engine.get('version', '?')}",
-                "python": f"{first.get('python', '?')} on {first.get('platform', '?')}",
-                "packages": sorted((first.get("packages") or {}).items()),
-            }
         )
     return found
 
