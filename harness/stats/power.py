@@ -13,7 +13,8 @@ def detectable(spread: Spread, alpha: float = 0.05, power: float = 0.8) -> float
     """The true difference found with probability `power` at the realised seeds and items.
 
     The interval's half-width and the distance at t_{power}, (t_{1-alpha/2} + t_{power}) se where
-    the spread has one part. nan where it has none.
+    the spread has one part. nan where it has none. The spread is itself estimated: with 3 seeds
+    such differences were found in 68% of simulated tables, with 5 in 74%, with 10 in 78-81%.
     """
     if not spread.se > 0.0:
         return math.nan
