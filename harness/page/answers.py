@@ -22,7 +22,7 @@ LIMIT = 600
 ANSWER = 80
 """Characters of an answer in a table."""
 COLUMNS = ("task", "item", "decode", "correct", "answer", "response", TRUNCATED)
-RESPONSES = 3600
+RESPONSES = 6000
 """Responses that a page holds at most."""
 SEEDS_SHOWN = 3
 """Seeds of each row whose responses a page shows, where there is room."""
@@ -115,7 +115,8 @@ def _changed(items: Items, row: int) -> str:
     if change is None:
         return ""
     more, less = int((change > 0).sum()), int((change < 0).sum())
-    return f"right more often on {more:,} items, less often on {less:,} of {len(items.keys):,}"
+    many = f"{len(items.keys):,}"
+    return f"right more often on {more:,} of {many} items, less often on {less:,}"
 
 
 def _entries(results: Results, items: Items, found: Shown) -> list[dict[str, Any]]:

@@ -24,13 +24,13 @@ const quote = (label, found, absent) => {
   if (found.note) box.append(make("p", found.note, "soft small"));
   return box;
 };
-const grid = (caption, heads, lines) => {
+const grid = (caption, heads, lines, name = "") => {
   const details = make("details");
   const scroll = make("div", "", "scroll");
   scroll.tabIndex = 0;
   scroll.setAttribute("role", "region");
   scroll.setAttribute("aria-label", caption);
-  const table = make("table");
+  const table = make("table", "", name);
   const top = table.createTHead().insertRow();
   for (const head of heads) {
     const cell = make("th", head);
@@ -102,7 +102,7 @@ const examples = () => {
       if (rows) keepers.append(make("dt", title), make("dd", rows));
     const lines = data.rows.map((name, i) => [name, ...entry.lines[i]]);
     const heads = ["Row", "Kept", "Score", `Place of ${data.of}`, "Further scores"];
-    item.append(keepers, grid(`Scores of ${entry.id}, row by row`, heads, lines));
+    item.append(keepers, grid(`Scores of ${entry.id}, row by row`, heads, lines, "words"));
     return item;
   };
   const update = () => {

@@ -16,7 +16,7 @@ import pandas as pd
 from harness.results import BASE, CONTROLS, FULL, Cell, Results
 
 Numbers = npt.NDArray[np.float64]
-LIMIT = 80
+LIMIT = 140
 """Items that a page holds at most."""
 TOP = 15
 """Items at the end of an order over all rows."""

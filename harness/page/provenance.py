@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from harness import tables, wording
-from harness.results import CONTROLS, MAIN, Results
+from harness.results import BASE, CONTROLS, FULL, MAIN, Results
 
 
 def environments(results: Results) -> list[dict[str, Any]]:
@@ -43,12 +43,13 @@ def environments(results: Results) -> list[dict[str, Any]]:
 
 
 def first_row(results: Results, table: pd.DataFrame) -> str:
-    """The finished row to name as an example: the best selector at the smallest fraction."""
+    """The finished row to name as an example: the best selector, else another."""
     aside = (*CONTROLS, results.reference)
     lines = table[(table["task"] == wording.MEAN) & (table["mean"].notna())]
     chosen = lines[~lines["row"].isin(aside)]
     ranked = tables.order(results, chosen, list(dict.fromkeys(chosen["row"])))
-    others = [row for row in lines["row"] if row != results.reference]
+    controls = [row for row in lines["row"] if row != results.reference]
+    others = sorted(controls, key=(BASE, FULL).__contains__)  # those that chose come first
     return str((ranked or others or [results.reference])[0])
 
 

@@ -160,7 +160,7 @@ def test_what_is_said_of_an_item(flipping):
     # Both seeds gave the same text, which is held once.
     assert x["cells"][2][0][0] == number
     changed = {row["name"]: row["changed"] for row in data["rows"]}
-    assert changed["length"] == "right more often on 1 items, less often on 0 of 3"
+    assert changed["length"] == "right more often on 1 of 3 items, less often on 0"
     assert changed["random"] == ""
 
 
