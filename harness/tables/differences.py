@@ -111,8 +111,9 @@ def _notes(results: Results, table: pd.DataFrame) -> list[str]:
         "(adjusted_low, adjusted_high of the CSV) that excludes 0.",
         f"P(better): chance that one run of the row has a higher accuracy than one run of "
         f"{reference} on these items, ties half.",
-        f"Detectable: the true difference that such a test at {results.alpha:g}, before any "
-        "correction, would find with 80% power, at the spread, the seeds and the items seen here.",
+        f"Detectable: about the true difference that such a test at {results.alpha:g}, before any "
+        "correction, would find with 80% power, at the spread, the seeds and the items seen here; "
+        "with 3 seeds it is found less often (reports/validation/statistics.md).",
         "Seeds: how many would find a true difference of 1, 2 or 3 points with 80% power on these "
         "very items, from the standard deviation over seeds seen here; more seeds do not lessen "
         "what new items would change.",

@@ -214,7 +214,8 @@ def test_commands_are_ones_that_the_program_takes(make_results, tmp_path):
         for name, *arguments in typed:
             command = group.get_command(None, name)
             context = command.make_context(name, arguments)  # parses, and runs nothing
-            assert context.params["experiment"] == "quick"
+            named = context.params.get("experiments") or [context.params["experiment"]]
+            assert named == ["quick"]
             assert context.params.get("arm", path.parent.name) in ("main", path.parent.name)
     assert "random-errors:" in next(line[2] for line in typed if line[0] == "explain")
 
