@@ -87,6 +87,7 @@ def summarise(outcomes: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     grid = pivot(outcomes)
     cells = _cells(outcomes)
+    place = {key: at for at, key in enumerate(cells.index)}  # pandas looks keys up far slower
     lines = []
     for row, fraction in grid.lines:
         for name in (*grid.tasks, MEAN):
@@ -94,7 +95,8 @@ def summarise(outcomes: pd.DataFrame) -> pd.DataFrame:
             outcome, _ = grid.outcome((row, fraction), tasks)
             seeds = outcome.seeds if outcome else ()
             chosen = [(row, fraction, seed, task) for seed in seeds for task in tasks]
-            lines.append((row, fraction, name, *_line(cells.loc[chosen])))
+            part = cells.iloc[[place[key] for key in chosen]]
+            lines.append((row, fraction, name, *_line(part)))
     return pd.DataFrame(lines, columns=columns)
 
 

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from harness.stats import jaccard, overlap_of_random, rank_correlation, stability
+from harness.stats import jaccard, overlap_of_random, rank_correlation, roc_area, stability
 
 
 def chosen(*positions, n=10):
@@ -40,3 +41,18 @@ def test_rank_correlation_by_hand():
     # Ranks 1 2 3 4 against 2 1 4 3: 1 - 6 (4) / (4 (16 - 1)).
     assert rank_correlation([0.1, 0.5, 2.0, 9.0], [5, 3, 11, 8]) == pytest.approx(0.6)
     assert math.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))
+
+
+def test_roc_area_by_hand_and_as_mann_and_whitney_count():
+    high = np.array([True, True, False, False])
+    assert roc_area([3.0, 1.0, 1.0, 0.0], high) == pytest.approx((4 - 0.5) / 4)
+    rng = np.random.default_rng(0)
+    scores, high = rng.integers(0, 9, 200).astype(float), rng.random(200) < 0.3
+    u = stats.mannwhitneyu(scores[high], scores[~high]).statistic
+    assert roc_area(scores, high) == pytest.approx(u / (high.sum() * (~high).sum()))
+
+
+def test_roc_area_needs_both_sides_and_finite_scores():
+    assert math.isnan(roc_area([1.0, 2.0], np.array([True, True])))
+    with pytest.raises(ValueError, match="expected finite ones"):
+        roc_area([1.0, math.nan], np.array([True, False]))

@@ -22,8 +22,14 @@ from harness.stats.paired import (
     sign_flip,
 )
 from harness.stats.power import detectable, seeds_needed
-from harness.stats.selection import jaccard, overlap_of_random, rank_correlation, stability
-from harness.stats.summary import MEAN, SUMMARY_COLUMNS, summarise
+from harness.stats.selection import (
+    jaccard,
+    overlap_of_random,
+    rank_correlation,
+    roc_area,
+    stability,
+)
+from harness.stats.summary import MEAN, SUMMARY_COLUMNS, rival, summarise
 
 __all__ = [
     "COLUMNS",
@@ -55,6 +61,8 @@ __all__ = [
     "pivot",
     "rank_correlation",
     "replicate",
+    "rival",
+    "roc_area",
     "scores",
     "seeds_needed",
     "sign_flip",

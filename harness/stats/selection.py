@@ -1,4 +1,4 @@
-"""How alike chosen sets are, and what a score goes along with."""
+"""How alike chosen sets are, and what a score goes along with or tells apart."""
 
 from __future__ import annotations
 
@@ -39,3 +39,19 @@ def rank_correlation(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
     if np.ptp(a) == 0.0 or np.ptp(b) == 0.0:
         return float("nan")
     return float(stats.spearmanr(a, b).statistic)
+
+
+def roc_area(scores: npt.ArrayLike, high: Chosen) -> float:
+    """P(a score of `high` > one of the others), ties half; nan where either side is empty.
+
+    The area under the ROC curve, by ranks: Mann and Whitney's U / (n_high n_low).
+    """
+    values, n = np.asarray(scores, dtype=np.float64), int(high.sum())
+    if values.shape != high.shape or not np.isfinite(values).all():
+        raise ValueError(
+            f"scores of shape {values.shape!r}; expected finite ones of shape {high.shape!r}"
+        )
+    if n in (0, high.size):
+        return float("nan")
+    above = stats.rankdata(values)[high].sum() - n * (n + 1) / 2
+    return float(above / (n * (high.size - n)))

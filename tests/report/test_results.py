@@ -98,3 +98,21 @@ def test_protocol_without_a_key_is_refused(make_results):
     (folder / "protocol.toml").write_text(text)
     with pytest.raises(ValueError, match=r"protocol\.toml: keys \['seeds'\] are missing"):
         load(folder)
+
+
+def test_selections_are_read_once_and_shared_by_seeds_with_one_choice(make_results):
+    folder = make_results()
+    lines = records(folder)
+    first = next(r for r in lines if r["cell"] == "length@0.5#0")["selection"]
+    for record in lines:
+        if record["row"] == "length":
+            record["selection"] = first
+    (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
+    (results,) = load(folder)
+    found = results.selections("length", 0.5)
+    assert list(found) == [0, 1, 2]
+    assert found[0] is found[1] is found[2] is results.selection("length", 0.5)
+    assert found[0]["chosen"].sum() == 60
+    apart = results.selections("random", 0.5)
+    assert apart[0] is not apart[1]
+    assert results.selections("base", 0.0) == {}
