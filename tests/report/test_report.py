@@ -25,6 +25,8 @@ COLUMNS = (
 )
 EVIL = 'x<script>alert("1")</script>'
 BROKEN = 'nan at <b>step</b> & "worse" 100% \\input{x} $_^~#|*[\nsecond line\N{SNOWMAN}'
+DRAWN = ("forest", "accuracy", "seeds", "fractions", "compute", "cost", "overlap", "detection")
+DRAWN += ("score-length", "influence-scatter")
 ROWS = ("base", "random", "[100%_&_{cost}", "influence/combined", EVIL, "full", "oracle")
 
 
@@ -59,9 +61,8 @@ def table(built):
 
 def test_files(built):
     out, paths = built
-    figures = ("forest", "accuracy", "fractions", "influence-scatter", "cost")
     names = {"main.csv", "main.md", "main.tex", "index.html"}
-    names |= {f"{name}.{ending}" for name in figures for ending in ("svg", "png", "pdf")}
+    names |= {f"{name}.{ending}" for name in DRAWN for ending in ("svg", "png", "pdf")}
     assert {path.name for path in out.iterdir() if path.is_file()} == names
     assert {path.name for path in (out / "random-errors").iterdir()} == names
     assert len(paths) == 2 * len(names)
@@ -205,7 +206,7 @@ def test_page_is_self_contained_and_escaped(built):
     assert sum(tag == "script" for tag, _ in page.tags) == 1
     assert not any(tag in ("link", "iframe") and a.get("href") != "data:," for tag, a in page.tags)
     images = [a for tag, a in page.tags if tag == "img"]
-    assert len(images) == 5
+    assert len(images) == len(DRAWN)
     assert all(a["src"].startswith("data:image/svg+xml;base64,") and a["alt"] for a in images)
     assert not re.search(r"https?://", text)
     shown = " ".join("".join(page.words).split())
