@@ -7,6 +7,7 @@ What it lacks comes from the whole font.
 
 from __future__ import annotations
 
+import atexit
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,16 +27,12 @@ def families() -> list[str]:
     """The lean font, made and announced to matplotlib once per process, then the whole one."""
     from matplotlib import font_manager
 
-    path = Path(_folder().name) / "lean.ttf"
+    folder = TemporaryDirectory(prefix="cotsieve-font-")
+    atexit.register(folder.cleanup)
+    path = Path(folder.name) / "lean.ttf"
     _write(Path(font_manager.findfont(WHOLE, directory=str(_shipped()))), path)
     font_manager.fontManager.addfont(path)
     return [LEAN, WHOLE]
-
-
-@cache
-def _folder() -> TemporaryDirectory[str]:
-    """Goes when the process ends."""
-    return TemporaryDirectory(prefix="cotsieve-font-")
 
 
 def _shipped() -> Path:
