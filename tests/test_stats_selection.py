@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.stats import jaccard, overlap_of_random, rank_correlation, roc_area, stability
+from harness.stats import jaccard, overlap_of_random, placements, rank_correlation, stability
 
 
 def chosen(*positions, n=10):
@@ -43,16 +43,15 @@ def test_rank_correlation_by_hand():
     assert math.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))
 
 
-def test_roc_area_by_hand_and_as_mann_and_whitney_count():
-    high = np.array([True, True, False, False])
-    assert roc_area([3.0, 1.0, 1.0, 0.0], high) == pytest.approx((4 - 0.5) / 4)
+def test_placements_by_hand_and_as_mann_and_whitney_count():
+    assert placements([0.0, 1.0, 2.0], [1.0, 3.0]).tolist() == [1.0, 0.75, 0.5]
     rng = np.random.default_rng(0)
-    scores, high = rng.integers(0, 9, 200).astype(float), rng.random(200) < 0.3
-    u = stats.mannwhitneyu(scores[high], scores[~high]).statistic
-    assert roc_area(scores, high) == pytest.approx(u / (high.sum() * (~high).sum()))
+    low, high = rng.integers(0, 9, 60).astype(float), rng.integers(2, 11, 140).astype(float)
+    u = stats.mannwhitneyu(high, low).statistic
+    assert placements(low, high).mean() == pytest.approx(u / (60 * 140))
 
 
-def test_roc_area_needs_both_sides_and_finite_scores():
-    assert math.isnan(roc_area([1.0, 2.0], np.array([True, True])))
-    with pytest.raises(ValueError, match="expected finite ones"):
-        roc_area([1.0, math.nan], np.array([True, False]))
+def test_placements_need_others_and_finite_scores():
+    for scores, others in (([1.0], []), ([np.nan], [1.0]), ([1.0], [np.inf])):
+        with pytest.raises(ValueError, match="expected finite ones against at least 1"):
+            placements(scores, others)

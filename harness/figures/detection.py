@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,14 @@ from harness.figures.heat import heat, hundredths
 from harness.figures.panels import ranked
 from harness.figures.style import row_label
 from harness.results import BASE, FULL, Results
-from harness.stats import roc_area
+from harness.stats import placements
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROW_HEIGHT, COLUMN = 0.235, 0.36
 """Inches of a cell."""
+Members = list[npt.NDArray[np.bool_]]
 ALL, CORRECT = "all errors", "correct"
 
 
@@ -69,9 +70,8 @@ def _classes(results: Results) -> list[str]:
     return classes if pool["quality"].isin(results.facts["correct_classes"]).any() else []
 
 
-def _members(points: pd.DataFrame, classes: list[str]) -> list[npt.NDArray[np.bool_]]:
+def _members(quality: pd.Series[Any], classes: list[str]) -> Members:
     """Who belongs to each class of errors, to any of them, and who is correct."""
-    quality = points["quality"]
     found = [quality == name for name in classes]
     found += [quality.isin(classes), quality.notna() & ~quality.isin(classes)]
     return [part.to_numpy(dtype=bool) for part in found]
@@ -87,25 +87,27 @@ def measured(
     """
     known: dict[int, tuple[list[float], list[float]]] = {}
     frames = list(results.selections(row, fraction).values())
+    members: Members = []
+    ids: pd.Series[Any] | None = None
     for frame in frames:
+        if ids is None or not frame["id"].equals(ids):
+            ids = frame["id"]
+            members = _members(described(results, frame)["quality"], classes)
         if id(frame) not in known:  # seeds that share a choice share the frame
-            known[id(frame)] = _measured(described(results, frame), score_column(frame), classes)
+            known[id(frame)] = _measured(frame, members)
     shares, areas = zip(*(known[id(frame)] for frame in frames), strict=True)
     return np.mean(shares, axis=0).tolist(), np.mean(areas, axis=0).tolist()
 
 
-def _measured(
-    points: pd.DataFrame, column: str | None, classes: list[str]
-) -> tuple[list[float], list[float]]:
-    members = _members(points, classes)
-    gone = ~points["chosen"].to_numpy(dtype=bool)
+def _measured(frame: pd.DataFrame, members: Members) -> tuple[list[float], list[float]]:
+    gone, column = ~frame["chosen"].to_numpy(dtype=bool), score_column(frame)
     shares = [float(gone[part].mean()) for part in members]
     *errors, correct = members
     if column is None:
         return shares, [math.nan] * len(errors)
-    scores = points[column].to_numpy(dtype=float)
-    either = [part | correct for part in errors]
-    return shares, [roc_area(scores[part], correct[part]) for part in either]
+    scores = frame[column].to_numpy(dtype=float)
+    beneath = placements(scores, scores[correct])
+    return shares, [float(beneath[part].mean()) for part in errors]
 
 
 def _random(results: Results, row: str, fraction: float) -> float:

@@ -25,8 +25,8 @@ from harness.stats.power import detectable, seeds_needed
 from harness.stats.selection import (
     jaccard,
     overlap_of_random,
+    placements,
     rank_correlation,
-    roc_area,
     stability,
 )
 from harness.stats.summary import MEAN, SUMMARY_COLUMNS, rival, summarise
@@ -59,10 +59,10 @@ __all__ = [
     "mean_squares",
     "overlap_of_random",
     "pivot",
+    "placements",
     "rank_correlation",
     "replicate",
     "rival",
-    "roc_area",
     "scores",
     "seeds_needed",
     "sign_flip",

@@ -41,17 +41,18 @@ def rank_correlation(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
     return float(stats.spearmanr(a, b).statistic)
 
 
-def roc_area(scores: npt.ArrayLike, high: Chosen) -> float:
-    """P(a score of `high` > one of the others), ties half; nan where either side is empty.
+def placements(scores: npt.ArrayLike, others: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """For every score, the share of `others` above it, ties half.
 
-    The area under the ROC curve, by ranks: Mann and Whitney's U / (n_high n_low).
+    Their mean is P(other > score): the area under the ROC curve, Mann and Whitney's U / (n m), of
+    any group of scores against the same others (DeLong and others 1988).
     """
-    values, n = np.asarray(scores, dtype=np.float64), int(high.sum())
-    if values.shape != high.shape or not np.isfinite(values).all():
+    values, against = np.asarray(scores, dtype=np.float64), np.sort(np.asarray(others, np.float64))
+    if not against.size or not (np.isfinite(values).all() and np.isfinite(against).all()):
         raise ValueError(
-            f"scores of shape {values.shape!r}; expected finite ones of shape {high.shape!r}"
+            f"scores of shape {values.shape!r}; expected finite ones against at least 1"
         )
-    if n in (0, high.size):
-        return float("nan")
-    above = stats.rankdata(values)[high].sum() - n * (n + 1) / 2
-    return float(above / (n * (high.size - n)))
+    below = np.searchsorted(against, values, side="left")
+    upto = np.searchsorted(against, values, side="right")
+    found: npt.NDArray[np.float64] = 1 - (below + upto) / (2 * against.size)
+    return found
