@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -148,16 +149,28 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def report(session: nox.Session) -> None:
-    """Rebuild committed reports from their records (default: all); needs no torch."""
-    session.install("-e", ".")
-    found = sorted(path.parent.name for path in ROOT.glob("results/*/records.jsonl"))
-    if any((ROOT / "results" / "validation").glob("**/facts.json")):
-        found.append("validation")
-    for name in session.posargs or found:
-        if name == "validation":
-            session.run("python", "-m", "harness.validation", "report")
-        else:
-            session.run("cotsieve", "report", name)
+    """Rebuild committed reports from their records (default: all); needs no torch.
+
+    `-- --check` fails where a committed report is not, byte for byte, what its records give.
+    """
+    session.install("-e", ".", *nox.project.dependency_groups(PYPROJECT, "report"))
+    names = [name for name in session.posargs if name != "--check"]
+    if not names:
+        names = sorted(path.parent.name for path in ROOT.glob("results/*/records.jsonl"))
+        names += ["validation"] if any(ROOT.glob("results/validation/**/facts.json")) else []
+    start = time.monotonic()
+    experiments = [name for name in names if name != "validation"]
+    if experiments:
+        session.run("cotsieve", "report", *experiments)
+    if "validation" in names:
+        session.run("python", "-m", "harness.validation", "report")
+    session.log(f"{len(names)} reports in {time.monotonic() - start:.0f} s")
+    if "--check" in session.posargs:
+        status = session.run(
+            *("git", "status", "--porcelain", "--", "reports"), external=True, silent=True
+        )
+        if status:
+            session.error(f"reports/ differs from what results/ gives:\n{status}")
 
 
 @nox.session

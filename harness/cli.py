@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -24,6 +25,7 @@ from harness.command import (
     EngineMemory,
     EngineSequences,
     ExperimentName,
+    ExperimentNames,
     Store,
     TaskData,
     TaskLimit,
@@ -245,16 +247,28 @@ def run(
 
 
 @app.command()
-def report(experiment: ExperimentName) -> None:
+def report(experiments: ExperimentNames) -> None:
     """Build tables, figures and page from the stored records; needs no torch and no store."""
-    _report(_name(experiment))
+    from harness.folders import REPORTS, RESULTS
+    from harness.report import build_all
+
+    names = [_name(experiment) for experiment in experiments]
+    built = build_all([(RESULTS / name, REPORTS / name) for name in names])
+    for name, written in zip(names, built, strict=True):
+        _told(name, written)
 
 
 def _report(name: str) -> None:
     from harness.folders import REPORTS, RESULTS
     from harness.report import build
 
-    written = build(RESULTS / name, REPORTS / name)
+    _told(name, build(RESULTS / name, REPORTS / name))
+
+
+def _told(name: str, written: Sequence[Path]) -> None:
+    """Show the main table, and where the page is."""
+    from harness.folders import REPORTS
+
     pages = [path for path in written if path.name in ("main.md", "index.html")]
     table = next(path for path in pages if path.name == "main.md")
     out.print(table.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)

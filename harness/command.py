@@ -18,6 +18,13 @@ from harness.tasks import BENCHMARKS, benchmark
 ExperimentName = Annotated[
     str, typer.Argument(help="A name in experiments/ (such as quick) or the path of a .toml file.")
 ]
+ExperimentNames = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="EXPERIMENT...",
+        help="Names in experiments/ (such as quick) or paths of .toml files; several at once.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Store = Annotated[
     Path | None,

@@ -6,6 +6,10 @@ loads a model, so a report builds on a machine without torch.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +29,15 @@ def build(results_dir: Path, out_dir: Path) -> list[Path]:
         folder = out_dir if results.arm == MAIN else out_dir / results.arm
         written += build_arm(results, folder)
     return written
+
+
+def build_all(folders: Sequence[tuple[Path, Path]]) -> list[list[Path]]:
+    """`build` for several pairs of folders, side by side on all cores."""
+    if len(folders) < 2:
+        return [build(*pair) for pair in folders]
+    workers = min(len(folders), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(build, *zip(*folders, strict=True)))
 
 
 def build_arm(results: Results, folder: Path) -> list[Path]:

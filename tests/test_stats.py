@@ -53,17 +53,54 @@ def simulated(rng, n_seeds, n_items, sd, probabilities=None):
 def test_interval_by_hand():
     # Seed means 2/3, 1/3; item means 1, 1/2, 0.
     # MS_r = 3 (1/18) = 1/6, MS_i = 2 (1/4) = 1/2, residuals +-1/6 (four), +-1/3 (two):
-    # SS_e = 4/36 + 2/9 = 1/3 on 2 degrees, MS_e = 1/6. Var = (1/6 + 1/2 - 1/6)/6 = 1/12.
-    # V_r = 1/36, V_i = 1/12, V_e = 1/36; df = (1/144) / (1/1296 + 1/288 + 1/2592) = 1.5.
+    # SS_e = 4/36 + 2/9 = 1/3 on 2 degrees, MS_e = 1/6: V_r = 1/36, V_i = 1/12, V_e = 1/36.
     squares = mean_squares(HAND)
     assert (squares.seeds, squares.items, squares.residual) == pytest.approx((1 / 6, 1 / 2, 1 / 6))
     found = estimate(Outcome.of(HAND), alpha=0.5)
-    half = scipy_stats.t.ppf(0.75, 1.5) / math.sqrt(12)
-    assert (found.mean, found.se, found.df) == pytest.approx((0.5, 12**-0.5, 1.5))
+    # The residual takes the seeds' part away: t_i^2 / 12 + t_r^2 (1/36 - 1/36).
+    half = scipy_stats.t.ppf(0.75, 2) / math.sqrt(12)
+    assert (found.mean, found.se) == pytest.approx((0.5, 12**-0.5))
     assert (found.ci_low, found.ci_high) == pytest.approx((0.5 - half, 0.5 + half))
     assert found.sd_seeds == pytest.approx(math.sqrt(1 / 18))
     assert (found.n_seeds, found.n_items, found.method) == (2, 3, TWO_WAY)
     assert estimate(Outcome.of(HAND)).ci_high == 1.0
+
+
+def test_interval_of_a_difference_by_hand():
+    # As above, but t_r^2 / 36 + t_i^2 (1/12 - 1/36).
+    found = difference(Outcome.of(HAND), Outcome.of(np.zeros((2, 3))), alpha=0.5)
+    quantiles = scipy_stats.t.ppf(0.75, [1, 2])
+    half = math.sqrt(quantiles[0] ** 2 / 36 + quantiles[1] ** 2 / 18)
+    assert (found.ci_low, found.ci_high) == pytest.approx((0.5 - half, 0.5 + half))
+    # t with 2 degrees: s / sqrt(s^2 + 2) is the confidence; with 1: 2/pi atan(s).
+    p = found.p
+    reached = math.tan(math.pi / 2 * (1 - p)) ** 2 / 36 + 2 * (1 - p) ** 2 / (1 - (1 - p) ** 2) / 18
+    assert reached == pytest.approx(0.25, rel=1e-9)
+
+
+def test_a_difference_without_spread_between_items_is_the_paired_t_test():
+    """Items vary by less than the residual explains: seeds are all that is left."""
+    a = np.array([[1, 0, 0, 0], [0, 1, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1]]) * 1.0
+    b = np.zeros((4, 4))
+    found = difference(Outcome.of(a), Outcome.of(b))
+    expected = scipy_stats.ttest_rel(a.mean(axis=1), b.mean(axis=1))
+    assert found.spread.parts[1].variance == 0.0
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-9)
+    interval = expected.confidence_interval(0.95)
+    assert (found.ci_low, found.ci_high) == pytest.approx(
+        (max(interval.low, -1), min(interval.high, 1))
+    )
+
+
+def test_p_values_reach_far():
+    """Seeds that agree to a hair and a large difference: the part of few degrees decides."""
+    table = np.full((3, 400), 0.5) + 0.01 * rng_of(22).standard_normal((3, 400))
+    found = difference(Outcome.of(table), Outcome.of(np.zeros((3, 400))))
+    alone = scipy_stats.ttest_1samp(table.mean(axis=1), 0.0).pvalue
+    assert alone <= found.p < 1e-4
+    assert abs(found.spread.half(found.p) - found.diff) < 1e-9
+    items = np.tile(0.5 + 0.01 * rng_of(23).standard_normal((1, 400)), (3, 1))
+    assert 0.0 <= difference(Outcome.of(items), Outcome.of(np.zeros((3, 400)))).p < 1e-300
 
 
 def test_mean_squares_agree_with_statsmodels():
@@ -90,10 +127,11 @@ def test_tasks_reduce_to_one(n_seeds):
         assert two.se == pytest.approx(one.se / math.sqrt(2))
         return
     squares = mean_squares(table)
-    rest = (squares.items - squares.residual) / (n_seeds * 250)
-    seeds = squares.seeds / (n_seeds * 250)
-    assert one.se**2 == pytest.approx(seeds + rest)
-    assert two.se**2 == pytest.approx(seeds + rest / 2)
+    seeds, items, residual = (
+        value / (n_seeds * 250) for value in (squares.seeds, squares.items, squares.residual)
+    )
+    assert one.se**2 == pytest.approx(seeds + items - residual)
+    assert two.se**2 == pytest.approx(seeds + (items - residual) / 2)
 
 
 def test_mean_over_tasks_counts_covariance_by_seed():
@@ -107,16 +145,24 @@ def test_mean_over_tasks_counts_covariance_by_seed():
     assert same.se**2 == pytest.approx(items + effect.var(ddof=1) / 4)
 
 
-def test_branches_of_the_maximum():
+def test_where_only_one_part_varies():
     items = np.tile([1.0, 0.0, 1.0, 1.0], (3, 1))
-    found = spread({"a": items})
-    assert (found.se**2, found.df) == pytest.approx((items[0].var(ddof=1) / 4, 3))
-    found = spread({"a": np.tile([[0.2], [0.5], [0.6]], (1, 4))})
-    assert (found.se**2, found.df) == pytest.approx((np.var([0.2, 0.5, 0.6], ddof=1) / 3, 2))
-    # All seed means and item means agree: the residual, SS_e = 4/4 on 1 degree, over R n = 4.
-    found = spread({"a": np.eye(2)})
-    assert found.branch == "residual"
-    assert (found.se**2, found.df) == pytest.approx((1 / 4, 1))
+    for differences in (False, True):
+        found = spread({"a": items}, differences=differences)
+        assert found.parts == ((0.0, 2.0), (pytest.approx(items[0].var(ddof=1) / 4), 3.0))
+        found = spread({"a": np.tile([[0.2], [0.5], [0.6]], (1, 4))}, differences=differences)
+        seeds = np.var([0.2, 0.5, 0.6], ddof=1) / 3
+        assert found.parts == ((pytest.approx(seeds), 2.0), (pytest.approx(0.0), 3.0))
+        # All seed and item means agree: the residual, SS_e = 4/4 on 1 degree, over R n = 4.
+        found = spread({"a": np.eye(2)}, differences=differences)
+        assert found.parts == ((pytest.approx(1 / 4), 1.0), (0.0, 1.0))
+
+
+def test_items_of_several_tasks_have_satterthwaites_degrees_of_freedom():
+    tables = {"a": simulated(rng_of(24), 3, 20, 0.0), "b": simulated(rng_of(25), 3, 50, 0.0)}
+    parts = [t.mean(axis=0).var(ddof=1) / t.shape[1] / 4 for t in tables.values()]
+    expected = sum(parts) ** 2 / (parts[0] ** 2 / 19 + parts[1] ** 2 / 49)
+    assert spread(tables).parts[1] == pytest.approx((sum(parts), expected))
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 30), (7, 30), (30, 30), (100, 150)])
@@ -403,8 +449,17 @@ def test_power():
     # (1.95996 + 0.84162)^2 = 7.8489; with sd = delta, 7.85 + 2 = 9.85.
     assert seeds_needed(0.02, 0.02) == 10
     assert seeds_needed(0.02, 0.01) == math.ceil(4 * 7.8489 + 2) == 34
-    assert detectable(0.01, 1e9) == pytest.approx(0.0280159, abs=1e-6)
-    assert math.isnan(detectable(0.0, math.nan))
+    alone = spread({"a": np.tile([[0.2], [0.5], [0.6], [0.4]], (1, 4))}, differences=True)
+    quantiles = scipy_stats.t.ppf([0.975, 0.8], 3)
+    assert detectable(alone) == pytest.approx(quantiles.sum() * alone.se)
+    # Two parts: V_r = 1/36 with 1, V_i - V_e = 1/18 with 2 degrees of freedom.
+    both = spread({"a": HAND}, differences=True)
+    halves = [
+        math.sqrt(scipy_stats.t.ppf(q, 1) ** 2 / 36 + scipy_stats.t.ppf(q, 2) ** 2 / 18)
+        for q in (0.975, 0.8)
+    ]
+    assert detectable(both) == pytest.approx(sum(halves))
+    assert math.isnan(detectable(spread({"a": np.ones((3, 4))})))
     with pytest.raises(ValueError, match="delta"):
         seeds_needed(0.02, 0.0)
 

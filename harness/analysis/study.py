@@ -65,10 +65,7 @@ class Section:
     @cached_property
     def detectable(self) -> dict[str, float]:
         """The true difference that a test at the nominal level finds with 80% power."""
-        return {
-            method: detectable(one.spread.se, one.spread.df, ALPHA)
-            for method, one in self.differences.items()
-        }
+        return {method: detectable(one.spread, ALPHA) for method, one in self.differences.items()}
 
     @cached_property
     def seeds_needed(self) -> dict[str, dict[str, int] | None]:

@@ -191,7 +191,7 @@ def _line(a: Outcome, b: Outcome, alpha: float, rng: np.random.Generator | None)
         a=estimate(a, alpha),
         b=estimate(b, alpha),
         difference=found,
-        detectable=detectable(found.spread.se, found.spread.df, alpha),
+        detectable=detectable(found.spread, alpha),
         seeds_needed=needed,
     )
 

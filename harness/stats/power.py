@@ -6,16 +6,18 @@ import math
 
 from scipy import stats
 
+from harness.stats.interval import Spread
 
-def detectable(se: float, df: float, alpha: float = 0.05, power: float = 0.8) -> float:
+
+def detectable(spread: Spread, alpha: float = 0.05, power: float = 0.8) -> float:
     """The true difference found with probability `power` at the realised seeds and items.
 
-    (t_{1-alpha/2} + t_{power}) se, with the standard error and degrees of freedom of the paired
-    difference. nan where they are unknown.
+    The interval's half-width and the distance at t_{power}, (t_{1-alpha/2} + t_{power}) se where
+    the spread has one part. nan where it has none.
     """
-    if not se > 0.0 or math.isnan(df):
+    if not spread.se > 0.0:
         return math.nan
-    return float((stats.t.ppf(1.0 - alpha / 2.0, df) + stats.t.ppf(power, df)) * se)
+    return spread.half(alpha) + spread.half(2.0 * (1.0 - power))
 
 
 def seeds_needed(sd: float, delta: float, alpha: float = 0.05, power: float = 0.8) -> int:

@@ -180,7 +180,7 @@ def _record(entry: _Entry, alpha: float) -> dict[str, object]:
             record[name] = getattr(paired, name)
         record |= {"diff_low": paired.ci_low, "diff_high": paired.ci_high}
         record |= {"sd_diff": paired.sd_seeds, "n_pairs": paired.n_seeds}
-        record["detectable"] = detectable(paired.spread.se, paired.spread.df, alpha)
+        record["detectable"] = detectable(paired.spread, alpha)
         if not math.isnan(paired.sd_seeds):
             needed = [seeds_needed(paired.sd_seeds, delta, alpha) for delta in DELTAS]
             record |= dict(zip(("seeds_1", "seeds_2", "seeds_3"), needed, strict=True))

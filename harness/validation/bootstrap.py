@@ -23,10 +23,14 @@ class Interval:
 
 def over(values: Floats, rng: np.random.Generator, draws: int = DRAWS) -> Interval:
     """Mean of `values` [n] and its interval from resamples of the n values."""
+    return weighted(values, shares(rng, draws, len(values)))
+
+
+def weighted(values: Floats, weights: Floats) -> Interval:
+    """Mean of `values` [n] and its interval from resamples given by their weights [draws, n]."""
     if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
         raise ValueError(f"values have shape {values.shape}; expected two or more finite numbers")
-    means = shares(rng, draws, len(values)) @ values
-    low, high = np.quantile(means, LEVELS)
+    low, high = np.quantile(weights @ values, LEVELS)
     return Interval(float(values.mean()), float(low), float(high))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+import numpy.typing as npt
 
 from harness.validation.bootstrap import DRAWS, LEVELS, Floats, Interval, shares
 
@@ -12,14 +15,24 @@ def auroc(wrong: Floats, right: Floats) -> float:
     return float(_below(wrong, right).mean())
 
 
-def auroc_interval(
-    wrong: Floats, right: Floats, rng: np.random.Generator, draws: int = DRAWS
-) -> Interval:
-    """`auroc` with an interval from resamples of both groups."""
-    below = _below(wrong, right)
-    first, second = shares(rng, draws, len(wrong)), shares(rng, draws, len(right))
-    low, high = np.quantile(((first @ below) * second).sum(axis=1), LEVELS)
-    return Interval(float(below.mean()), float(low), float(high))
+def auroc_intervals(
+    scores: Mapping[str, Floats],
+    wrong: npt.NDArray[np.bool_],
+    right: npt.NDArray[np.bool_],
+    rng: np.random.Generator,
+    draws: int = DRAWS,
+) -> dict[str, Interval]:
+    """`auroc` of each method with an interval from resamples of both groups, the same for all.
+
+    `scores`: [n] per method; `wrong`, `right`: which of the n examples are in the two groups.
+    """
+    first, second = shares(rng, draws, int(wrong.sum())), shares(rng, draws, int(right.sum()))
+    found = {}
+    for method, values in scores.items():
+        below = _below(values[wrong], values[right])
+        low, high = np.quantile(((first @ below) * second).sum(axis=1), LEVELS)
+        found[method] = Interval(float(below.mean()), float(low), float(high))
+    return found
 
 
 def _below(wrong: Floats, right: Floats) -> Floats:

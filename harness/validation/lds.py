@@ -88,11 +88,15 @@ def crossed(
     """
     subsets, queries = outcome.shape
     weights = shares(rng, draws, queries)
-    found = {name: np.empty(draws) for name in predicted}
-    for draw in range(draws):
-        chosen = rng.integers(0, subsets, size=subsets)
-        for name, values in predicted.items():
-            found[name][draw] = weights[draw] @ spearman(values[chosen], outcome[chosen])
+    chosen = np.stack([rng.integers(0, subsets, size=subsets) for _ in range(draws)])
+    counts = np.stack([np.bincount(line, minlength=subsets) for line in chosen]).astype(np.float64)
+    target = _resampled_ranks(outcome, counts)
+    found = {
+        name: (weights * _correlations(_resampled_ranks(values, counts), target, counts)).sum(
+            axis=1
+        )
+        for name, values in predicted.items()
+    }
     means = {name: float(spearman(v, outcome).mean()) for name, v in predicted.items()}
 
     def interval(mean: float, values: Floats) -> Interval:
@@ -106,3 +110,32 @@ def crossed(
         )
         for name, values in found.items()
     }
+
+
+def _resampled_ranks(values: Floats, counts: Floats) -> Floats:
+    """Midrank of every subset in every resample, [draws, subsets, q].
+
+    `values`: [subsets, q]; `counts`: how often each subset is drawn, [draws, subsets]. A subset's
+    midrank is the number of drawn ones below it, plus half of those level with it and a half.
+    """
+    below = (values < values[:, None]) + 0.5 * (values == values[:, None])  # [subset, other, q]
+    subsets, queries = values.shape
+    flat = below.transpose(1, 0, 2).reshape(subsets, subsets * queries)
+    found: Floats = (counts @ flat).reshape(len(counts), subsets, queries) + 0.5
+    return found
+
+
+def _correlations(first: Floats, second: Floats, counts: Floats) -> Floats:
+    """Spearman correlation in every resample from its midranks, [draws, q]."""
+    middle = (counts.sum(axis=1) + 1) / 2
+    a, b = first - middle[:, None, None], second - middle[:, None, None]
+
+    def summed(left: Floats, right: Floats) -> Floats:
+        total: Floats = np.einsum("bs,bsq,bsq->bq", counts, left, right, optimize=True)
+        return total
+
+    lengths = summed(a, a) * summed(b, b)
+    if (lengths == 0).any():
+        raise ValueError(f"{int((lengths == 0).sum())} resamples are constant; expected an order")
+    found: Floats = summed(a, b) / np.sqrt(lengths)
+    return found

@@ -6,6 +6,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from harness.validation import lds
-from harness.validation.bootstrap import Floats, Interval, over
+from harness.validation.bootstrap import DRAWS, Floats, Interval, shares, weighted
 from harness.validation.brittle import drops
-from harness.validation.detect import auroc_interval
+from harness.validation.detect import auroc_intervals
 
 ANCHOR, PEER, RANDOM, SHUFFLED = "ekfac", "kronfluence", "random", "shuffled"
 MET, OPEN, MISSED = "met", "not told apart", "missed"
@@ -97,9 +98,9 @@ def measure(folder: Path) -> Findings:
         protocol=protocol,
         facts=facts,
         lines=lines,
-        single=over(one, _rng(0)),
-        half=over(lds.split_half(outcomes), _rng(0)),
-        attainable=over(lds.attainable(outcomes), _rng(0)),
+        single=_over(one, 0),
+        half=_over(lds.split_half(outcomes), 0),
+        attainable=_over(lds.attainable(outcomes), 0),
         claims=claims({line.method: line for line in lines}, predicted, outcomes.mean(axis=0)),
         drops=_drops(pd.read_parquet(folder / "removals.parquet"), protocol),
         auroc=_auroc(scores, wrong, facts["correct_classes"]),
@@ -120,7 +121,7 @@ def claims(
         (ANCHOR, "identity", True),
     ):
         if better in score and worse in score:
-            gap = over(score[better] - score[worse], _rng(0))
+            gap = _over(score[better] - score[worse], 0)
             text = f"LDS of {better} {'above' if strict else 'at least'} that of {worse}"
             found.append(Claim(text, gap, verdict(gap, strict)))
     null = lines[SHUFFLED].score
@@ -141,6 +142,17 @@ def verdict(gap: Interval, strict: bool) -> str:
 def _rng(number: int) -> np.random.Generator:
     """The same draws of queries for every method: differences are paired."""
     return np.random.default_rng([SEED, number])
+
+
+@cache
+def _weights(number: int, n: int) -> Floats:
+    """Drawn once: most of an interval's time is in its draws."""
+    return shares(_rng(number), DRAWS, n)
+
+
+def _over(values: Floats, number: int) -> Interval:
+    """Mean over n queries with its interval."""
+    return weighted(values, _weights(number, len(values)))
 
 
 def _outcomes(table: pd.DataFrame, protocol: Mapping[str, Any]) -> Floats:
@@ -171,9 +183,9 @@ def _lines(
     lines = [
         Line(
             method=name,
-            score=over(values, _rng(0)),
+            score=_over(values, 0),
             wide=wide[name][0],
-            lead=over(values - score[ANCHOR], _rng(0)),
+            lead=_over(values - score[ANCHOR], 0),
             wide_lead=wide[name][1],
             seconds=float(seconds.get(name, np.nan)),
         )
@@ -197,20 +209,20 @@ def _drops(table: pd.DataFrame, protocol: Mapping[str, Any]) -> dict[tuple[str, 
             own = own[own["set"].map(dict(enumerate(queries))) == own["query"]]
             without = own.pivot(index="seed", columns="query", values="log_probability")
             values = without.sort_index()[queries].to_numpy(np.float64)
-            found[method, share] = over(drops(values, random), _rng(2))
+            found[method, share] = _over(drops(values, random), 2)
     return found
 
 
 def _auroc(
     scores: pd.DataFrame, wrong: list[str], correct: list[str]
 ) -> dict[tuple[str, str], Interval]:
-    found = {}
     planted = scores["quality"]
-    right = planted.isin(correct)
-    for method in scores.columns.drop(["id", "quality"]):
-        values = scores[method].to_numpy(np.float64)
-        for name in wrong:
-            found[str(method), name] = auroc_interval(
-                values[planted == name], values[right], _rng(3)
-            )
-    return found
+    right = planted.isin(correct).to_numpy()
+    methods = {
+        str(m): scores[m].to_numpy(np.float64) for m in scores.columns.drop(["id", "quality"])
+    }
+    found = {
+        name: auroc_intervals(methods, (planted == name).to_numpy(), right, _rng(3))
+        for name in wrong
+    }
+    return {(method, name): found[name][method] for method in methods for name in wrong}

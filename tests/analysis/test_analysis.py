@@ -125,9 +125,13 @@ def test_power_by_hand(save, outcomes):
     for points, needed in found["seeds_needed"].items():
         z = scipy_stats.norm.ppf(0.975) + scipy_stats.norm.ppf(0.8)
         assert needed == math.ceil((z * sd / (int(points) / 100)) ** 2 + 2)
-    spread = difference(outcome_of(frame, "other", ["core"]), outcome_of(frame, "random", ["core"]))
-    t = scipy_stats.t(spread.spread.df)
-    assert found["mde"] == close((t.ppf(0.975) + t.ppf(0.8)) * spread.spread.se)
+    seeds = gaps.mean(axis=1).var(ddof=1) / len(gaps)
+    n = gaps.shape[1]
+    residual = gaps - gaps.mean(axis=1, keepdims=True) - gaps.mean(axis=0) + gaps.mean()
+    rest = (residual**2).sum() / ((len(gaps) - 1) * (n - 1)) / gaps.size
+    items = max(gaps.mean(axis=0).var(ddof=1) / n - rest, 0.0)
+    t_r, t_i = (scipy_stats.t.ppf([0.975, 0.8], df) for df in (len(gaps) - 1, n - 1))
+    assert found["mde"] == close(np.sqrt(t_r**2 * seeds + t_i**2 * items).sum())
 
 
 def test_bootstrap_is_that_of_the_statistics_and_repeats(save, outcomes):

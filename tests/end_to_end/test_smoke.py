@@ -22,6 +22,11 @@ COLUMNS = (
 TIMES = ["select_seconds", "train_seconds", "eval_seconds"]
 
 
+def heed_interrupts():
+    """What a shell starts in the background ignores SIGINT, and so does all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Place:
     """A working folder with its own store, in which the command is run."""
 
@@ -44,6 +49,7 @@ class Place:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=heed_interrupts,
         )
 
     def call(self, *arguments, code=0):

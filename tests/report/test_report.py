@@ -90,6 +90,20 @@ def test_same_records_same_bytes(source, built, tmp_path):
         assert other.read_bytes() == path.read_bytes(), path.name
 
 
+def test_several_at_once_are_those_built_alone(write_results, tmp_path):
+    small = {"rows": ("random", "base"), "tasks": ("chain_core",), "items": 12, "pool_size": 20}
+    folders = [write_results(tmp_path / name, experiment=name, **small) for name in ("a", "b")]
+    pairs = [(folder, tmp_path / "reports" / folder.name) for folder in folders]
+    together = report.build_all(pairs)
+    for (folder, out), written in zip(pairs, together, strict=True):
+        alone = report.build(folder, tmp_path / "alone" / folder.name)
+        assert [path.relative_to(out) for path in written] == [
+            path.relative_to(tmp_path / "alone" / folder.name) for path in alone
+        ]
+        for one, other in zip(written, alone, strict=True):
+            assert one.read_bytes() == other.read_bytes(), one.name
+
+
 def test_csv_columns_and_lines(built, table):
     text = (built[0] / "main.csv").read_text()
     assert text.splitlines()[0] == COLUMNS

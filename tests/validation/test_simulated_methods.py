@@ -81,13 +81,20 @@ def test_the_default_is_that_of_the_suite(structure):
     clusters = STRUCTURES[structure].clusters(15)
     labels = {"task": tuple(map(str, clusters))} if clusters else None
     mean, _ = methods.two_way_exact(a, squares(a, clusters), 0.05, 0.0, clusters)
-    gap, p = methods.two_way_exact(b - a, squares(b - a, clusters), 0.05, -1.0, clusters)
+    gap, told = methods.two_way_exact(b - a, squares(b - a, clusters), 0.3, -1.0, clusters)
     for at in range(len(a)):
         one, other = (Outcome.of({"task": t[at]}, clusters=labels) for t in (a, b))
-        suite, paired = estimate(one), difference(other, one)
-        found = [mean.low[at], mean.high[at], gap.low[at], gap.high[at], p[at]]
-        expected = [suite.ci_low, suite.ci_high, paired.ci_low, paired.ci_high, paired.p]
+        suite, paired = estimate(one), difference(other, one, alpha=0.3)
+        found = [mean.low[at], mean.high[at], gap.low[at], gap.high[at], told[at]]
+        expected = [suite.ci_low, suite.ci_high, paired.ci_low, paired.ci_high, paired.p < 0.3]
         np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert 0 < told.sum() < len(told)
+
+
+def test_satterthwaite_by_hand():
+    # V_r = 1/36, V_i = 1/12, V_e = 1/36; df = (1/144) / (1/1296 + 1/288 + 1/2592) = 1.5.
+    found = methods.satterthwaite(squares(np.array([[[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]])))
+    assert (found.se[0] ** 2, found.df[0]) == pytest.approx((1 / 12, 1.5))
 
 
 def test_seeds_only_is_the_t_test_of_scipy():
@@ -115,11 +122,11 @@ def test_items_only_is_the_standard_error_over_items():
 def test_unpaired_adds_the_variances_of_both():
     a, b = tables_of(11), tables_of(12)
     found = methods.unpaired(squares(b), squares(a))
-    one, other = estimate(Outcome.of(a[3])), estimate(Outcome.of(b[3]))
-    se = np.hypot(one.se, other.se)
-    df = se**4 / (one.se**4 / one.df + other.se**4 / other.df)
+    one, other = (methods.satterthwaite(squares(table[3:4])) for table in (a, b))
+    se = float(np.hypot(one.se, other.se)[0])
+    df = se**4 / float((one.se**4 / one.df + other.se**4 / other.df)[0])
     assert found.se[3] == pytest.approx(se)
-    assert found.p()[3] == pytest.approx(2 * stats.t.sf(abs(other.mean - one.mean) / se, df))
+    assert found.p()[3] == pytest.approx(2 * stats.t.sf(abs(other.mean - one.mean)[0] / se, df))
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 7])
@@ -149,20 +156,24 @@ def test_intervals_are_cut_where_nothing_can_lie():
 
 def test_tried_intervals_by_hand():
     # Seed means 1/2, 1, 1/2; item means 1, 1/3: V_r = 1/36, V_i = 1/9, V_e = 1/36.
-    # Default: Var = 1/9, df = (1/81) / (1/2592 + 1/81 + 1/2592) = 16/17, below R - 1 = 2.
+    # Satterthwaite: Var = 1/9, df = (1/81) / (1/2592 + 1/81 + 1/2592) = 16/17, below R - 1 = 2.
     found = squares(np.array([[[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]]]))
     assert [float(x[0]) for x in found[1:4]] == pytest.approx([1 / 36, 1 / 9, 1 / 36])
     t_r, t_i = stats.t.ppf(0.975, 2), stats.t.ppf(0.975, 1)
     half = {name: float(value[0]) for name, value in tried.half_widths(found, 0.05).items()}
     assert half[tried.FLOOR] == pytest.approx(t_r / 3)
     assert half[tried.PARTS] == pytest.approx(t_i / 3)
-    assert half[tried.WIDER] == pytest.approx(stats.t.ppf(0.975, 16 / 17) / 3)
+    assert methods.satterthwaite(found).df[0] == pytest.approx(16 / 17)
     assert half[tried.FULL] == pytest.approx(np.sqrt(t_r**2 / 36 + t_i**2 / 12))
 
 
-def test_residual_with_seeds_is_never_narrower_than_seeds_only():
+def test_the_default_for_differences_is_never_narrower_than_seeds_only():
     gap = squares(tables_of(16) - tables_of(17))
-    half = tried.half_widths(gap, 0.005)[tried.FULL]
+    half = methods.two_way(gap, differences=True).half(0.005)
+    np.testing.assert_allclose(half, tried.half_widths(gap, 0.005)[tried.FULL])
+    mean = squares(tables_of(16))
+    own = methods.two_way(mean, differences=False).half(0.05)
+    np.testing.assert_allclose(own, tried.half_widths(mean, 0.05)[tried.PARTS])
     alone = methods.seeds_only(gap.by_seed)
     assert (half >= stats.t.ppf(0.9975, 3) * alone.se - 1e-12).all()
 

@@ -78,6 +78,25 @@ def test_crossed_is_centred_paired_and_wider_than_over_queries_alone():
     assert found["noise"][1].high < 0
 
 
+def test_crossed_is_that_of_explicit_resamples():
+    rng = np.random.default_rng(8)
+    outcome = rng.integers(0, 6, (40, 5)).astype(float)  # with ties
+    predicted = {"a": outcome + rng.integers(0, 4, (40, 5)), "b": rng.normal(size=(40, 5))}
+    found = lds.crossed(predicted, outcome, "a", np.random.default_rng(0), draws=50)
+    again = np.random.default_rng(0)
+    weights = again.multinomial(5, np.full(5, 0.2), size=50) / 5
+    drawn = {name: np.empty(50) for name in predicted}
+    for draw in range(50):
+        chosen = again.integers(0, 40, size=40)
+        for name, values in predicted.items():
+            each = [spearmanr(values[chosen, q], outcome[chosen, q])[0] for q in range(5)]
+            drawn[name][draw] = weights[draw] @ each
+    for name, values in drawn.items():
+        for interval, sample in zip(found[name], (values, values - drawn["a"]), strict=True):
+            expected = np.quantile(sample, [0.025, 0.975])
+            np.testing.assert_allclose([interval.low, interval.high], expected, atol=1e-12)
+
+
 def test_interval_over_queries_agrees_with_the_normal_one():
     values = np.random.default_rng(4).normal(1.0, 2.0, 400)
     found = over(values, np.random.default_rng(0))
@@ -118,7 +137,13 @@ def test_auroc_by_hand_and_by_mann_whitney():
 def test_auroc_interval_is_that_of_explicit_resamples():
     rng = np.random.default_rng(6)
     wrong, right = rng.normal(0.0, 1.0, 25), rng.normal(0.8, 1.0, 60)
-    found = detect.auroc_interval(wrong, right, np.random.default_rng(0), draws=4000)
+    scores = np.concatenate([wrong, rng.normal(size=3), right])
+    groups = np.arange(88) < 25, np.arange(88) >= 28
+    both = {"one": scores, "other": -scores}
+    all_found = detect.auroc_intervals(both, *groups, np.random.default_rng(0), draws=4000)
+    found, mirrored = all_found["one"], all_found["other"]
+    assert mirrored.mean == pytest.approx(1 - found.mean)
+    assert mirrored.low == pytest.approx(1 - found.high)
     drawn = [detect.auroc(rng.choice(wrong, 25), rng.choice(right, 60)) for _ in range(4000)]
     low, high = np.quantile(drawn, [0.025, 0.975])
     assert found.mean == detect.auroc(wrong, right)

@@ -166,7 +166,7 @@ class Protocol:
     moved: float = 0.25
     alpha: float = 0.05
     seed: int = 2510
-    revision: int = 1
+    revision: int = 2
 
     def __post_init__(self) -> None:
         if unknown := set(self.structures) - set(STRUCTURES):

@@ -5,7 +5,9 @@
 - `SEEDS`: a t interval over the means of the seeds; for a difference, the paired t test.
 - `POOLED`: Wilson's interval, as if all R n K answers were independent.
 - `ITEMS`: mean over seeds +- 1.96 standard errors over items, as lm-eval's `stderr` has it.
-- `UNPAIRED`: two two-way intervals whose variances are added, Satterthwaite's degrees of freedom.
+- `SATTERTHWAITE`: the suite's default before this study: the parts of the two-way interval as one
+  variance, the largest of V_r + V_i - V_e, V_r and V_i, with Satterthwaite's degrees of freedom.
+- `UNPAIRED`: two such intervals whose variances are added.
 - `IGNORED`: two-way with clusters taken as independent items.
 """
 
@@ -24,6 +26,7 @@ from harness.validation.statistics.squares import Floats, Squares
 
 TWO_WAY, BOOTSTRAP, SEEDS = "two-way", "crossed bootstrap", "seeds only"
 POOLED, ITEMS = "pooled Wilson", "items only"
+SATTERTHWAITE = "Satterthwaite"
 FLIPS, UNPAIRED, IGNORED = "sign flips", "unpaired two-way", "clusters ignored"
 _ZERO = 1e-20
 _TOLERANCE = 1e-12
@@ -68,19 +71,29 @@ def around(mean: Floats, half: Floats, lowest: float) -> Bounds:
     return Bounds(np.maximum(mean - half, lowest), np.minimum(mean + half, 1.0))
 
 
-def variance(found: Squares) -> Floats:
-    """The default's variance of the mean: the largest of three (`harness.stats.interval`)."""
-    both = found.v_r + found.v_i - found.v_e
-    largest: Floats = np.maximum(both, np.maximum(found.v_r, found.v_i))
-    return largest
+class TwoWay(NamedTuple):
+    """The default's two parts of the variance of a mean, all [M]."""
+
+    mean: Floats
+    seeds: Floats
+    items: Floats
+    df: tuple[int, int]
+
+    def half(self, alpha: float) -> Floats:
+        """Half-widths."""
+        t_r, t_i = stats.t.isf(alpha / 2.0, self.df)
+        found: Floats = np.sqrt(t_r**2 * self.seeds + t_i**2 * self.items)
+        return found
 
 
-def two_way(found: Squares) -> Normal:
+def two_way(found: Squares, differences: bool) -> TwoWay:
     """The default, formula by formula as `harness.stats.interval` has it."""
-    total, rows, columns = variance(found), found.seeds - 1, found.items - 1
-    parts = found.v_r**2 / rows + found.v_i**2 / columns + found.v_e**2 / (rows * columns)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return Normal(found.mean, np.sqrt(total), total**2 / parts)
+    seeds, items = found.v_r, found.v_i
+    if differences:
+        items = np.maximum(items - found.v_e, 0.0)
+    else:
+        seeds = np.maximum(seeds - found.v_e, 0.0)
+    return TwoWay(found.mean, seeds, items, (found.seeds - 1, found.items - 1))
 
 
 def two_way_exact(
@@ -89,17 +102,31 @@ def two_way_exact(
     alpha: float,
     lowest: float,
     clusters: Sequence[int] = (),
-) -> tuple[Bounds, Floats]:
-    """The default's intervals and p; tables without spread go through `harness.stats` itself."""
-    normal = two_way(found)
-    (low, high), p = normal.bounds(alpha, lowest), normal.p()
-    flat = (variance(found) <= _ZERO) | (found.v_i + found.v_e <= _ZERO)
+) -> tuple[Bounds, npt.NDArray[np.bool_]]:
+    """The default's intervals, and whether p is below alpha.
+
+    Tables without spread go through `harness.stats` itself.
+    """
+    own = two_way(found, lowest < 0.0)
+    half = own.half(alpha)
+    low, high = around(found.mean, half, lowest)
+    rejected = np.abs(found.mean) > half
+    flat = (own.seeds + own.items <= _ZERO) | (found.v_i + found.v_e <= _ZERO)
     labels = {"task": tuple(map(str, clusters))} if clusters else None
     for at in np.flatnonzero(flat):
         table = {"task": tables[at].astype(np.float64)}
         one = spread(table, differences=lowest < 0.0, clusters=labels)
-        (low[at], high[at]), p[at] = one.interval(alpha), one.p_value()
-    return Bounds(low, high), p
+        (low[at], high[at]), rejected[at] = one.interval(alpha), one.p_value() < alpha
+    return Bounds(low, high), rejected
+
+
+def satterthwaite(found: Squares) -> Normal:
+    """One variance, the largest of three, with Satterthwaite's degrees of freedom."""
+    total = np.maximum(found.v_r + found.v_i - found.v_e, np.maximum(found.v_r, found.v_i))
+    rows, columns = found.seeds - 1, found.items - 1
+    parts = found.v_r**2 / rows + found.v_i**2 / columns + found.v_e**2 / (rows * columns)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return Normal(found.mean, np.sqrt(total), total**2 / parts)
 
 
 def seeds_only(by_seed: Floats) -> Normal:
@@ -110,8 +137,8 @@ def seeds_only(by_seed: Floats) -> Normal:
 
 
 def unpaired(method: Squares, reference: Squares) -> Normal:
-    """Two independent two-way estimates."""
-    a, b = two_way(method), two_way(reference)
+    """Two independent estimates."""
+    a, b = satterthwaite(method), satterthwaite(reference)
     total = a.se**2 + b.se**2
     df = total**2 / (a.se**4 / a.df + b.se**4 / b.df)
     return Normal(a.mean - b.mean, np.sqrt(total), df)

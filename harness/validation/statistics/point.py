@@ -19,6 +19,7 @@ from harness.validation.statistics.methods import (
     IGNORED,
     ITEMS,
     POOLED,
+    SATTERTHWAITE,
     SEEDS,
     TWO_WAY,
     UNPAIRED,
@@ -136,6 +137,7 @@ def _means(batch: Batch, tally: Tally, own: Squares, replicates: Floats) -> None
     found = {
         TWO_WAY: exact,
         BOOTSTRAP: methods.percentile(replicates, alpha),
+        SATTERTHWAITE: methods.satterthwaite(own).bounds(alpha, 0.0),
         SEEDS: methods.seeds_only(own.by_seed).bounds(alpha, 0.0),
         POOLED: methods.pooled_wilson(own.mean, answers, alpha),
         ITEMS: methods.items_only(alone, alpha),
@@ -157,9 +159,10 @@ def _differences(
     alpha, clusters = batch.protocol.alpha, batch.clusters
     paired = table - batch.reference
     gap = squares(paired, clusters)
-    exact, p = methods.two_way_exact(paired, gap, alpha, -1.0, clusters)
+    exact, told = methods.two_way_exact(paired, gap, alpha, -1.0, clusters)
     found: dict[str, Bounds] = {TWO_WAY: exact, BOOTSTRAP: methods.percentile(replicates, alpha)}
     normals: dict[str, Normal] = {
+        SATTERTHWAITE: methods.satterthwaite(gap),
         SEEDS: methods.seeds_only(gap.by_seed),
         UNPAIRED: methods.unpaired(squares(table, clusters), own),
     }
@@ -169,14 +172,14 @@ def _differences(
     for name, half in _tried(batch, gap).items():
         found[name] = methods.around(gap.mean, half, -1.0)
     rejected = {name: ~bounds.hold(0.0) for name, bounds in found.items()}
-    rejected |= {TWO_WAY: p < alpha, FLIPS: methods.sign_flips(gap.by_seed) < alpha}
+    rejected |= {TWO_WAY: told, FLIPS: methods.sign_flips(gap.by_seed) < alpha}
     for name, hits in rejected.items():
         width = found[name].half if name in found else None
         tally.add(quantity, name, hits if quantity == EQUAL else ~hits, width)
     suite = difference(_outcome(table[0], clusters), _outcome(batch.reference[0], clusters), alpha)
-    expected = (suite.ci_low, suite.ci_high, suite.p, suite.p_sign_flip)
+    expected = (suite.ci_low, suite.ci_high, float(suite.p < alpha), suite.p_sign_flip)
     flips = methods.sign_flips(gap.by_seed[:1])[0]
-    _check(batch.point, (exact.low[0], exact.high[0], p[0], flips), expected)
+    _check(batch.point, (exact.low[0], exact.high[0], float(told[0]), flips), expected)
 
 
 def _tried(batch: Batch, found: Squares) -> dict[str, Floats]:
@@ -199,7 +202,8 @@ def _family(
         paired = table - batch.reference
         gap = squares(paired, clusters)
         hits = {
-            TWO_WAY: methods.two_way_exact(paired, gap, alpha, -1.0, clusters)[1] < level,
+            TWO_WAY: methods.two_way_exact(paired, gap, level, -1.0, clusters)[1],
+            SATTERTHWAITE: methods.satterthwaite(gap).p() < level,
             SEEDS: methods.seeds_only(gap.by_seed).p() < level,
             FLIPS: methods.sign_flips(gap.by_seed) < level,
             UNPAIRED: methods.unpaired(squares(table, clusters), own).p() < level,

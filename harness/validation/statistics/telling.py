@@ -31,12 +31,13 @@ from harness.validation.statistics.methods import (
     IGNORED,
     ITEMS,
     POOLED,
+    SATTERTHWAITE,
     SEEDS,
     TWO_WAY,
     UNPAIRED,
 )
 from harness.validation.statistics.point import DIFFERENCE, EQUAL, FAMILY, MEAN, MOVED
-from harness.validation.statistics.tried import FLOOR, FULL, GENERALISED, PARTS, WIDER
+from harness.validation.statistics.tried import FLOOR, FULL, GENERALISED, PARTS
 
 OF = {MEAN: "a mean", DIFFERENCE: "a paired difference"}
 STARTS = {
@@ -83,7 +84,7 @@ def sentences(found: Findings) -> dict[str, list[str]]:
         for quantity, title in ((MEAN, "Means"), (DIFFERENCE, "Paired differences"))
     }
     equal = [*(_equal(found, quantity) for quantity in STARTS), _alarms_by_seeds(found)]
-    tried = [_tried(found, name) for name in (WIDER, FULL)]
+    tried = [_tried(found, name) for name in (SATTERTHWAITE, PARTS, FULL)]
     return said | {"Equal methods": equal, "Tried": tried, "Power": list(_powers(found))}
 
 
@@ -214,7 +215,7 @@ def _tried(found: Findings, method: str) -> str:
         for quantity in (FAMILY, MOVED)
     ]
     return (
-        f'Tried, not the default: "{method}" with {seeds} seeds covers {"; ".join(parts)}. Wrong '
+        f'With "{method}" for both and {seeds} seeds, intervals cover {"; ".join(parts)}. Wrong '
         f"verdicts after Holm: at most {wrong[0]} for equal methods, {wrong[1]} for methods that "
         "differ item by item."
     )
@@ -285,15 +286,19 @@ def _design_notes(p: Protocol) -> list[str]:
 
 def _method_notes(p: Protocol) -> list[str]:
     return [
-        f"{TWO_WAY}: the suite's default. {BOOTSTRAP}: percentile, B = {p.draws:,} here (10,000 in "
-        f"the suite); {p.batch} tables share draws. {SEEDS}: t over the means of seeds; paired for "
-        f"a difference. {POOLED}: all answers as if independent. {ITEMS}: 1.96 standard errors "
-        f"over items, as lm-eval has it. {FLIPS}: over seeds; p cannot fall below 2/2^R. "
-        f"{UNPAIRED}: both intervals, variances added. {IGNORED}: two-way as if items were "
-        f'independent. "{SEEDS}" and "{FLIPS}" for a difference speak about these items only: that '
-        "they miss a truth about new items is no fault of theirs.",
-        f"Tried: {FLOOR}: the default with at least R - 1 degrees of freedom. {PARTS}: square root "
-        "of t^2 max(V_r - V_e, 0) + t^2 V_i with the t quantile of each part (as Zou and Donner, "
-        f"2008, add distances). {WIDER}: of the default and that. {FULL}: square root of t^2 V_r + "
-        f"t^2 max(V_i - V_e, 0). {GENERALISED}: Weerahandi's pivotal quantity (1993).",
+        f"{TWO_WAY}: the suite's default: variances of seeds V_r, items V_i and residual V_e, each "
+        "part with a t quantile of its own; half-width for a mean: square root of t_i^2 V_i + "
+        "t_r^2 max(V_r - V_e, 0); for a difference: of t_r^2 V_r + t_i^2 max(V_i - V_e, 0). "
+        f"{SATTERTHWAITE}: the largest of V_r + V_i - V_e, V_r and V_i as one variance, the "
+        f"default before this study. {BOOTSTRAP}: percentile, B = {p.draws:,} here (10,000 in "
+        "the suite); "
+        f"{p.batch} tables share draws. {SEEDS}: t over the means of seeds; paired for a "
+        f"difference. {POOLED}: all answers as if independent. {ITEMS}: 1.96 standard errors over "
+        f"items, as lm-eval has it. {FLIPS}: over seeds; p cannot fall below 2/2^R. {UNPAIRED}: "
+        f"variances of both intervals added. {IGNORED}: two-way as if items were independent. "
+        f'"{SEEDS}" and "{FLIPS}" for a difference speak about these items only: that they miss a '
+        "truth about new items is no fault of theirs.",
+        f"Tried: {FLOOR}: {SATTERTHWAITE} with at least R - 1 degrees of freedom. {PARTS}: the "
+        f"default for means. {FULL}: the default for differences. {GENERALISED}: Weerahandi's "
+        "pivotal quantity (1993).",
     ]

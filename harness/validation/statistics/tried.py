@@ -1,15 +1,12 @@
-"""Other intervals from the same mean squares, tried because the default misses with few seeds.
+"""Other intervals from the same mean squares that were tried.
 
 Each has half-widths for V_r, V_i, V_e of `harness.stats.interval` and t quantiles t_r with R - 1,
-t_i with n - 1 degrees of freedom. Parts at their own quantiles, added as squares, are the "MOVER"
-of Zou and Donner (Statistics in Medicine 27, 2008).
+t_i with n - 1 degrees of freedom.
 
-- `FLOOR`: the default with at least R - 1 degrees of freedom. Satterthwaite's formula cannot give
-  fewer for a sum; the subtracted part makes it.
-- `PARTS`: sqrt(t_r^2 max(V_r - V_e, 0) + t_i^2 V_i); residual with the items.
-- `WIDER`: the wider of the default and that.
-- `FULL`: sqrt(t_r^2 V_r + t_i^2 max(V_i - V_e, 0)); residual with the seeds. Never narrower than
-  the t interval over seeds, so that its test of equal methods holds every level.
+- `FLOOR`: Satterthwaite's with at least R - 1 degrees of freedom. His formula cannot give fewer for
+  a sum; the subtracted part makes it.
+- `PARTS`: sqrt(t_r^2 max(V_r - V_e, 0) + t_i^2 V_i); the default for means.
+- `FULL`: sqrt(t_r^2 V_r + t_i^2 max(V_i - V_e, 0)); the default for differences.
 - `GENERALISED`: the pivotal quantity of Weerahandi (JASA 88, 1993), mean + z sqrt(S) with
   S = max(V_r f_r - V_e f_e, 0) + V_i f_i, z normal and each f its degrees of freedom over a draw
   from their chi-square distribution.
@@ -20,26 +17,23 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from harness.validation.statistics.methods import two_way
+from harness.validation.statistics.methods import satterthwaite
 from harness.validation.statistics.squares import Floats, Squares
 
-FLOOR, PARTS, WIDER = "floor on df", "residual with items", "wider of two"
-FULL, GENERALISED = "residual with seeds", "generalised"
-TRIED = (FLOOR, PARTS, WIDER, FULL, GENERALISED)
+FLOOR, PARTS, FULL = "floor on df", "residual with items", "residual with seeds"
+GENERALISED = "generalised"
+TRIED = (FLOOR, PARTS, FULL, GENERALISED)
 
 
 def half_widths(found: Squares, alpha: float) -> dict[str, Floats]:
     """Half-widths [M] by name, of those with a formula."""
     level = 1.0 - alpha / 2.0
-    default = two_way(found)
+    summed = satterthwaite(found)
     t_r, t_i = stats.t.ppf(level, [found.seeds - 1.0, found.items - 1.0])
     seeds, items = np.maximum([found.v_r - found.v_e, found.v_i - found.v_e], 0.0)
-    own = np.nan_to_num(stats.t.ppf(level, default.df) * default.se)
-    parts = np.sqrt(t_r**2 * seeds + t_i**2 * found.v_i)
     return {
-        FLOOR: stats.t.ppf(level, np.fmax(default.df, found.seeds - 1.0)) * default.se,
-        PARTS: parts,
-        WIDER: np.maximum(own, parts),
+        FLOOR: stats.t.ppf(level, np.fmax(summed.df, found.seeds - 1.0)) * summed.se,
+        PARTS: np.sqrt(t_r**2 * seeds + t_i**2 * found.v_i),
         FULL: np.sqrt(t_r**2 * found.v_r + t_i**2 * items),
     }
 
