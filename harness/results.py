@@ -100,6 +100,15 @@ class Results:
         return str(self.protocol.get("pool", {}).get("dataset", "")).startswith(TESTBED)
 
     @property
+    def repaired(self) -> bool:
+        """Whether the planted errors of this arm's pool are repaired, their names kept."""
+        pool = dict(self.protocol.get("pool", {}))
+        for arm in self.protocol.get("arm", ()):
+            if arm["name"] == self.arm:
+                pool |= arm.get("pool", {})
+        return bool(pool.get("errors") == "none")
+
+    @property
     def done(self) -> tuple[Cell, ...]:
         """Cells with samples."""
         return tuple(cell for cell in self.cells if cell.status == "done")

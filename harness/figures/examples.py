@@ -36,6 +36,8 @@ def score_column(chosen: pd.DataFrame) -> str | None:
 
 
 def planted(results: Results, points: pd.DataFrame) -> list[str]:
-    """Planted classes of errors: all but the correct ones; empty where these are not known."""
+    """Planted classes of errors: all but the correct ones; empty where none are known to be."""
+    if results.repaired:
+        return []
     correct = set(results.facts.get("correct_classes", ()))
     return sorted(set(points["quality"].dropna()) - correct)

@@ -205,6 +205,18 @@ def test_detection_against_pandas_and_mann_and_whitney(drawn):
     assert "random: 50" in figure.axes[0].get_title()
 
 
+def test_repaired_errors_are_none(make_results):
+    pool = {"dataset": "testbed:chain", "errors": "systematic"}
+    arm = {"name": "random-errors", "pool": {"errors": "none"}}
+    make_results(rows=ROWS, seeds=(0, 1), protocol={"pool": pool, "arm": [arm]})
+    arms = load(make_results(rows=ROWS, seeds=(0, 1), arm="random-errors", rng_seed=3))
+    assert [results.repaired for results in arms] == [False, True]
+    for results, drawn in zip(arms, (True, False), strict=True):
+        table = tables.main(results, summarise(results.outcomes, seeds=results.seeds))
+        with context():
+            assert (figures.FIGURES["detection"](results, table) is not None) == drawn
+
+
 def test_detection_needs_known_classes(drawn):
     def forget(folder):
         facts = json.loads((folder / "facts.json").read_text())
