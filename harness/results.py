@@ -154,18 +154,35 @@ def mean_parts(cells: Sequence[Cell]) -> dict[str, float]:
     return {name: math.fsum(e.get(name, 0.0) for e in parts) / len(parts) for name in names}
 
 
-def load(folder: Path) -> tuple[Results, ...]:
-    """Read results/<experiment>/: one `Results` per arm, the main one first."""
+def arms(folder: Path) -> dict[str, int]:
+    """Names of an experiment's arms, the main one first, with the cells that each one plans."""
+    protocol = _toml(folder / "protocol.toml")
+    rows, seeds = [entry["row"] for entry in protocol["rows"]], protocol["seeds"]
+    return {
+        arm: sum(1 for _ in _planned(tuple(rows), tuple(fractions), tuple(seeds)))
+        for arm, fractions in _fractions(protocol).items()
+    }
+
+
+def load(folder: Path, only: str | None = None) -> tuple[Results, ...]:
+    """Read results/<experiment>/: one `Results` per arm (or for one alone), the main one first."""
     protocol = _toml(folder / "protocol.toml")
     newest = {(r["arm"], r["row"], r["fraction"], r["seed"]): r for r in _records(folder)}
-    arms = {MAIN: protocol["fractions"]}
-    for arm in protocol.get("arm", ()):
-        arms[arm["name"]] = arm.get("fractions") or protocol["fractions"]
+    found = _fractions(protocol)
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     return tuple(
-        _arm(folder, protocol, arm, tuple(arms), fractions, newest, facts)
-        for arm, fractions in arms.items()
+        _arm(folder, protocol, arm, tuple(found), fractions, newest, facts)
+        for arm, fractions in found.items()
+        if only is None or arm == only
     )
+
+
+def _fractions(protocol: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The fractions of every arm, the main one first."""
+    found = {MAIN: protocol["fractions"]}
+    for arm in protocol.get("arm", ()):
+        found[arm["name"]] = arm.get("fractions") or protocol["fractions"]
+    return found
 
 
 def _arm(

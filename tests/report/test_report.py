@@ -93,6 +93,9 @@ def test_same_records_same_bytes(source, built, tmp_path):
 def test_several_at_once_are_those_built_alone(write_results, tmp_path):
     small = {"rows": ("random", "base"), "tasks": ("chain_core",), "items": 12, "pool_size": 20}
     folders = [write_results(tmp_path / name, experiment=name, **small) for name in ("a", "b")]
+    arm = {"arm": [{"name": "random-errors"}]}
+    folders.append(write_results(tmp_path / "c", experiment="c", protocol=arm, **small))
+    write_results(folders[-1], experiment="c", arm="random-errors", rng_seed=3, **small)
     pairs = [(folder, tmp_path / "reports" / folder.name) for folder in folders]
     together = report.build_all(pairs)
     for (folder, out), written in zip(pairs, together, strict=True):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from harness.results import load
+from harness.results import arms, load
 
 
 def append(folder, record):
@@ -74,6 +74,10 @@ def test_arms_are_read_apart(make_results):
     assert main.pool is not None
     assert not main.pool.equals(other.pool)
     assert set(other.outcomes["fraction"]) == {0.0, 0.25, 1.0}
+    assert arms(folder) == {arm.arm: len(arm.cells) for arm in (main, other)}
+    (alone,) = load(folder, "random-errors")
+    assert alone.outcomes.equals(other.outcomes)
+    assert (alone.arm, alone.arms) == (other.arm, ("main", "random-errors"))
 
 
 def test_broken_files_are_named(make_results):
