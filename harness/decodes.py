@@ -87,14 +87,14 @@ def summarise(outcomes: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     grid = pivot(outcomes)
     cells = _cells(outcomes)
-    places = {key: place for place, key in enumerate(cells.index)}
+    place = {key: at for at, key in enumerate(cells.index)}  # pandas looks keys up far slower
     lines = []
     for row, fraction in grid.lines:
         for name in (*grid.tasks, MEAN):
             tasks = list(grid.tasks) if name == MEAN else [name]
             outcome, _ = grid.outcome((row, fraction), tasks)
             seeds = outcome.seeds if outcome else ()
-            chosen = [places[row, fraction, seed, task] for seed in seeds for task in tasks]
+            chosen = [place[row, fraction, seed, task] for seed in seeds for task in tasks]
             lines.append((row, fraction, name, *_line(cells.iloc[chosen])))
     return pd.DataFrame(lines, columns=columns)
 

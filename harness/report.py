@@ -16,30 +16,37 @@ import numpy as np
 import pandas as pd
 
 from harness import figures, page, tables
-from harness.results import MAIN, OUTCOME_COLUMNS, Results, load
+from harness.results import MAIN, OUTCOME_COLUMNS, Results, arms, load
 from harness.stats import summarise
 
 __all__ = ["OUTCOME_COLUMNS", "Results", "build", "load"]
 
 
-def build(results_dir: Path, out_dir: Path) -> list[Path]:
-    """Write tables, figures and page of every arm; the main arm into `out_dir` itself."""
-    arms = {results.arm: results for results in load(results_dir)}
-    made = {arm: tables.main(results, _summary(results)) for arm, results in arms.items()}
+def build(results_dir: Path, out_dir: Path, only: str | None = None) -> list[Path]:
+    """Write tables, figures and page of every arm, or of `only` one; main into `out_dir` itself."""
+    loaded = {results.arm: results for results in load(results_dir)}
+    made = {arm: tables.main(results, _summary(results)) for arm, results in loaded.items()}
     written = []
-    for arm, results in arms.items():
-        folder = out_dir if arm == MAIN else out_dir / arm
-        written += build_arm(results, folder, made)
+    for arm, results in loaded.items():
+        if only is None or arm == only:
+            written += build_arm(results, out_dir if arm == MAIN else out_dir / arm, made)
     return written
 
 
 def build_all(folders: Sequence[tuple[Path, Path]]) -> list[list[Path]]:
-    """`build` for several pairs of folders, side by side on all cores."""
-    if len(folders) < 2:
+    """`build` for several pairs of folders, their arms side by side on all cores."""
+    sizes = [(i, arm, cells) for i, (folder, _) in enumerate(folders)
+             for arm, cells in arms(folder).items()]  # fmt: skip
+    if len(sizes) < 2:
         return [build(*pair) for pair in folders]
-    workers = min(len(folders), os.cpu_count() or 1)
+    workers = min(len(sizes), os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(build, *zip(*folders, strict=True)))
+        largest_first = sorted(sizes, key=lambda size: -size[2])
+        running = {(i, arm): pool.submit(build, *folders[i], arm) for i, arm, _ in largest_first}
+        written: list[list[Path]] = [[] for _ in folders]
+        for i, arm, _ in sizes:
+            written[i] += running[i, arm].result()
+    return written
 
 
 def build_arm(

@@ -10,17 +10,20 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 
 from harness import record
 from harness.config import TESTBED, TESTBED_CONTROLS
+from harness.stats import Grid, pivot
 
 MAIN = "main"
 BASE, FULL = "base", "full"
@@ -115,6 +118,15 @@ class Results:
         return str(self.protocol.get("pool", {}).get("dataset", "")).startswith(TESTBED)
 
     @property
+    def repaired(self) -> bool:
+        """Whether the planted errors of this arm's pool are repaired, their names kept."""
+        pool = dict(self.protocol.get("pool", {}))
+        for arm in self.protocol.get("arm", ()):
+            if arm["name"] == self.arm:
+                pool |= arm.get("pool", {})
+        return bool(pool.get("errors") == "none")
+
+    @property
     def done(self) -> tuple[Cell, ...]:
         """Cells with samples."""
         return tuple(cell for cell in self.cells if cell.status == "done")
@@ -127,11 +139,29 @@ class Results:
             found[cell.row, cell.fraction] = (*found.get((cell.row, cell.fraction), ()), cell)
         return found
 
+    @cached_property
+    def grid(self) -> Grid | None:
+        """Accuracies of all rows by seed and item; None where no cell is finished."""
+        return None if self.outcomes.empty else pivot(self.outcomes)
+
+    @cached_property
+    def _stored(self) -> Callable[[str], pd.DataFrame]:
+        """Reads a selection; every file once, whoever asks."""
+        return cache(lambda path: pd.read_parquet(self.folder / path))
+
+    def selections(self, row: str, fraction: float) -> dict[int, pd.DataFrame]:
+        """Chosen flags and scores of a row by seed; seeds that share a choice share the frame."""
+        return {
+            cell.seed: self._stored(cell.record["selection"])
+            for cell in self.groups.get((row, fraction), ())
+            if cell.status == "done" and cell.record.get("selection")
+        }
+
     def selection(self, row: str, fraction: float) -> pd.DataFrame | None:
         """Chosen flags and scores of a row's first stored seed, or None."""
         for cell in self.groups.get((row, fraction), ()):
             if cell.status == "done" and cell.record.get("selection"):
-                return pd.read_parquet(self.folder / cell.record["selection"])
+                return self._stored(cell.record["selection"])
         return None
 
     @cached_property
@@ -151,18 +181,34 @@ def mean_parts(cells: Sequence[Cell]) -> dict[str, float]:
     return {name: math.fsum(e.get(name, 0.0) for e in parts) / len(parts) for name in names}
 
 
+def arms(folder: Path) -> dict[str, int]:
+    """Names of an experiment's arms, the main one first, with the cells that each one plans."""
+    protocol = _toml(folder / "protocol.toml")
+    rows, seeds = [entry["row"] for entry in protocol["rows"]], protocol["seeds"]
+    return {
+        arm: sum(1 for _ in _planned(tuple(rows), tuple(fractions), tuple(seeds)))
+        for arm, fractions in _fractions(protocol).items()
+    }
+
+
 def load(folder: Path) -> tuple[Results, ...]:
     """Read results/<experiment>/: one `Results` per arm, the main one first."""
     protocol = _toml(folder / "protocol.toml")
     newest = {(r["arm"], r["row"], r["fraction"], r["seed"]): r for r in _records(folder)}
-    arms = {MAIN: protocol["fractions"]}
-    for arm in protocol.get("arm", ()):
-        arms[arm["name"]] = arm.get("fractions") or protocol["fractions"]
+    found = _fractions(protocol)
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     return tuple(
-        _arm(folder, protocol, arm, tuple(arms), fractions, newest, facts)
-        for arm, fractions in arms.items()
+        _arm(folder, protocol, arm, tuple(found), fractions, newest, facts)
+        for arm, fractions in found.items()
     )
+
+
+def _fractions(protocol: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The fractions of every arm, the main one first."""
+    found = {MAIN: protocol["fractions"]}
+    for arm in protocol.get("arm", ()):
+        found[arm["name"]] = arm.get("fractions") or protocol["fractions"]
+    return found
 
 
 def _arm(
@@ -214,31 +260,38 @@ def _planned(
 
 def _outcomes(folder: Path, cells: list[Cell], tasks: tuple[str, ...]) -> pd.DataFrame:
     """One line per item and decode of every finished cell, in an order that no run can change."""
-    frames = []
+    parts = []
     for cell in cells:
         if cell.status != "done":
             continue
-        path = folder / cell.record["samples"]
-        samples = _samples(path)
-        absent = [task for task in tasks if task not in set(samples["task"])]
-        if absent:
-            raise ValueError(f"{path}: no samples for {absent!r}; expected tasks {list(tasks)!r}")
-        samples = samples[samples["task"].isin(tasks)].sort_values(SAMPLE_COLUMNS[:3])
-        samples.insert(0, "row", cell.row)
-        samples.insert(1, "fraction", cell.fraction)
-        samples.insert(2, "seed", cell.seed)
-        frames.append(samples)
-    if not frames:
+        samples = _samples(folder / cell.record["samples"], tasks)
+        for name, value in (("seed", cell.seed), ("fraction", cell.fraction), ("row", cell.row)):
+            samples = samples.add_column(0, name, pyarrow.repeat(value, len(samples)))
+        parts.append(samples)
+    if not parts:
         return pd.DataFrame(columns=OUTCOME_COLUMNS)
-    return pd.concat(frames, ignore_index=True)
+    together = pyarrow.concat_tables(parts, promote_options="permissive")
+    # How pandas once stored each column is forgotten: all cells have the same types.
+    frame: pd.DataFrame = together.replace_schema_metadata(None).to_pandas()
+    return frame.astype({TRUNCATED: "boolean"})
 
 
-def _samples(path: Path) -> pd.DataFrame:
-    """One cell's samples; missing in `TRUNCATED` means that it was not recorded."""
-    columns = [*SAMPLE_COLUMNS, TRUNCATED]
-    known = TRUNCATED in pyarrow.parquet.read_schema(path).names
-    samples = pd.read_parquet(path, columns=columns if known else SAMPLE_COLUMNS)
-    return samples.reindex(columns=columns).astype({TRUNCATED: "boolean"})
+def _samples(path: Path, tasks: tuple[str, ...]) -> pyarrow.Table:
+    """One cell's samples in order; missing in `TRUNCATED` means that it was not recorded."""
+    with pyarrow.parquet.ParquetFile(path) as file:
+        known = TRUNCATED in file.schema_arrow.names
+        samples = file.read(columns=[*SAMPLE_COLUMNS, *([TRUNCATED] if known else [])])
+    samples = samples.select([*SAMPLE_COLUMNS, *([TRUNCATED] if known else [])])
+    if not known:
+        samples = samples.append_column(TRUNCATED, pyarrow.nulls(len(samples), pyarrow.bool_()))
+    present = set(samples["task"].unique().to_pylist())
+    absent = [task for task in tasks if task not in present]
+    if absent:
+        raise ValueError(f"{path}: no samples for {absent!r}; expected tasks {list(tasks)!r}")
+    if present - set(tasks):
+        wanted = pyarrow.compute.is_in(samples["task"], value_set=pyarrow.array(tasks))
+        samples = samples.filter(wanted)
+    return samples.sort_by([(name, "ascending") for name in SAMPLE_COLUMNS[:3]])
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from harness.stats import jaccard, overlap_of_random, rank_correlation, stability
+from harness.stats import jaccard, overlap_of_random, placements, rank_correlation, stability
 
 
 def chosen(*positions, n=10):
@@ -40,3 +41,17 @@ def test_rank_correlation_by_hand():
     # Ranks 1 2 3 4 against 2 1 4 3: 1 - 6 (4) / (4 (16 - 1)).
     assert rank_correlation([0.1, 0.5, 2.0, 9.0], [5, 3, 11, 8]) == pytest.approx(0.6)
     assert math.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))
+
+
+def test_placements_by_hand_and_as_mann_and_whitney_count():
+    assert placements([0.0, 1.0, 2.0], [1.0, 3.0]).tolist() == [1.0, 0.75, 0.5]
+    rng = np.random.default_rng(0)
+    low, high = rng.integers(0, 9, 60).astype(float), rng.integers(2, 11, 140).astype(float)
+    u = stats.mannwhitneyu(high, low).statistic
+    assert placements(low, high).mean() == pytest.approx(u / (60 * 140))
+
+
+def test_placements_need_others_and_finite_scores():
+    for scores, others in (([1.0], []), ([np.nan], [1.0]), ([1.0], [np.inf])):
+        with pytest.raises(ValueError, match="expected finite ones against at least 1"):
+            placements(scores, others)

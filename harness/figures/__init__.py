@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from harness.figures.compute import compute
 from harness.figures.cost import cost
+from harness.figures.detection import detection
 from harness.figures.forest import accuracy, forest
 from harness.figures.fractions import fractions
+from harness.figures.length import score_length
+from harness.figures.overlap import overlap
 from harness.figures.scatter import influence_scatter
+from harness.figures.seeds import seeds
 from harness.figures.style import ENDINGS, context, save
 from harness.results import Results
 
@@ -26,19 +31,29 @@ __all__ = [
     "ENDINGS",
     "FIGURES",
     "accuracy",
+    "compute",
     "cost",
+    "detection",
     "draw",
     "forest",
     "fractions",
     "influence_scatter",
+    "overlap",
+    "score_length",
+    "seeds",
 ]
 
 FIGURES: dict[str, Callable[[Results, pd.DataFrame], Figure | None]] = {
     "forest": forest,
     "accuracy": accuracy,
+    "seeds": seeds,
     "fractions": fractions,
-    "influence-scatter": influence_scatter,
+    "compute": compute,
     "cost": cost,
+    "overlap": overlap,
+    "detection": detection,
+    "score-length": score_length,
+    "influence-scatter": influence_scatter,
 }
 
 

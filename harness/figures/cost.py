@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OTHER = "other"
-HATCHES = ("", "///", "\\\\\\", "|||", "---")
+HATCHES = ("", "///", "\\\\\\", "|||", "---", "xxx", "...", "+++")
+"""One more than colours: pairs of both repeat late."""
 
 
 def cost(results: Results, table: pd.DataFrame) -> Figure | None:
@@ -32,7 +33,7 @@ def cost(results: Results, table: pd.DataFrame) -> Figure | None:
     lines = primary(table)
     selectors = [row for row in results.rows if row not in CONTROLS]
     spent = {row: _parts(results, row) for row in selectors}
-    if not any(spent.values()):
+    if not any(parts for row, parts in spent.items() if row != results.reference):
         return None
     rows = sorted(spent, key=lambda row: (round(sum(spent[row].values()), 1), row))
     titles = ["", *fraction_titles(results)]
@@ -56,23 +57,21 @@ def _cost_bars(
     """Stacked bars of seconds with their sum in figures; returns the legend's patches."""
     from matplotlib.patches import Patch
 
-    totals: dict[str, float] = {}
-    for parts in spent.values():
-        for name, share in parts.items():
-            totals[name] = totals.get(name, 0.0) + share
-    names = sorted(totals, key=lambda name: (name == OTHER, name))
+    every = {name for parts in spent.values() for name in parts}
+    names = sorted(every, key=lambda name: (name == OTHER, name))
     looks = {name: _part_look(name, i) for i, name in enumerate(names)}
     for row, y in places.items():
         left = 0.0
-        for name in names:
-            width = spent[row].get(name, 0.0)
+        for name in (name for name in names if name in spent[row]):
+            width = spent[row][name]
             axis.barh(y, width, left=left, height=0.62, linewidth=0.5, **looks[name])
             left += width
         if spent[row]:
             axis.annotate(wording.seconds(left), (left, y), (3, 0), textcoords="offset points",
                       va="center", fontsize=8)  # fmt: skip
-    large = [name for name in names if totals[name] > 0.01 * sum(totals.values())]
-    return [Patch(label=name, **looks[name]) for name in large]
+    longest = max(math.fsum(parts.values()) for parts in spent.values())
+    seen = {n for parts in spent.values() for n, share in parts.items() if share > 0.01 * longest}
+    return [Patch(label=name, **looks[name]) for name in names if name in seen]
 
 
 def _part_look(name: str, i: int) -> dict[str, Any]:

@@ -67,12 +67,12 @@ def _seed_handle() -> Any:
 
 
 def _seed_means(results: Results) -> dict[tuple[str, float], np.ndarray[Any, Any]]:
-    """Accuracy of every seed, mean over items, then over tasks."""
-    by_task = results.outcomes.groupby(["row", "fraction", "seed", "task"], sort=True)["correct"]
-    if results.outcomes.empty:
+    """Accuracy of every whole seed, mean over items, then over tasks."""
+    grid = results.grid
+    if grid is None:
         return {}
-    by_seed = by_task.mean().groupby(level=[0, 1, 2]).mean()
-    return {key: part.to_numpy(float) for key, part in by_seed.groupby(level=[0, 1])}
+    outcomes = {line: grid.outcome(line, list(grid.tasks))[0] for line in grid.lines}
+    return {line: found.seed_means for line, found in outcomes.items() if found is not None}
 
 
 def forest(results: Results, table: pd.DataFrame) -> Figure:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from harness.figures.multiples import multiples, same_scales
 from harness.figures.panels import Lines, primary, ranked
 from harness.figures.style import BLACK, BLUE, FAINT, GREY, LIGHT, VERDICTS, row_label
 from harness.results import BASE, CONTROLS, FULL, Results
@@ -18,20 +19,20 @@ if TYPE_CHECKING:
 COLUMNS = 4
 
 
-def fractions(results: Results, table: pd.DataFrame) -> Figure:
+def fractions(results: Results, table: pd.DataFrame) -> Figure | None:
     """Accuracy against the share of the pool kept, one panel per row, `base` and `full` as ends."""
-    from matplotlib.figure import Figure
-
     selectors, controls = ranked(results, table)
     shown = [row for row in selectors if row != results.reference]
     shown += [row for row in controls if row not in (BASE, FULL)]
-    rows = max(1, math.ceil(len(shown) / COLUMNS))
-    figure = Figure(figsize=(7.2, 0.75 + 1.45 * rows), layout="constrained")
-    grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
+    if not shown:
+        return None
+    columns = min(COLUMNS, len(shown))
+    height = 0.75 if columns == COLUMNS else 0.95  # the legend takes more lines where it is narrow
+    figure, grid = multiples(len(shown), columns, (max(1.8, 4.1 / columns), 1.45), (0.0, height))
     lines = primary(table)
-    for axis, row in zip(grid, shown, strict=False):
-        for other in shown:
-            _curve(axis, results, lines, other, FAINT, 0.8, band=False)
+    others = _together([_points(results, lines, row) for row in shown])
+    for axis, row in zip(grid, shown, strict=True):
+        axis.plot(*others, color=FAINT, linewidth=0.8)
         _curve(axis, results, lines, results.reference, GREY, 1.1, band=False, marker="o")
         colour = BLACK if row in CONTROLS else BLUE
         _curve(axis, results, lines, row, colour, 1.5, band=True, marker="D")
@@ -40,17 +41,14 @@ def fractions(results: Results, table: pd.DataFrame) -> Figure:
                 shape, edge, face = VERDICTS["control"]
                 axis.plot([100 * end[1]], [100 * lines[end].mean], shape, color=edge,
                           markerfacecolor=face, markersize=3.6, markeredgewidth=0.9)  # fmt: skip
-        axis.set_title(row_label(row, 20), fontsize=8.5)
+        axis.set_title(row_label(row, 24), fontsize=8.5)
         axis.set_xlim(-6, 106)
         axis.set_xticks([0, 50, 100])
         axis.grid(axis="y", color=LIGHT, linewidth=0.5)
-    for spare in grid[len(shown) :]:
-        spare.set_visible(False)
-    for position in range(max(0, len(shown) - COLUMNS), len(shown)):
-        grid[position].tick_params(labelbottom=True)
+    same_scales(grid, columns)
     figure.supxlabel("Share of the pool kept (%)", fontsize=8.5)
     figure.supylabel("Accuracy (%)", fontsize=8.5)
-    _curve_legend(figure, results)
+    _curve_legend(figure, results, columns)
     return figure
 
 
@@ -66,11 +64,9 @@ def _curve(
     marker: str = "",
 ) -> None:
     """A row's accuracy through its fractions, from base to full where those exist."""
-    keys = [(BASE, 0.0), *((row, fraction) for fraction in results.fractions), (FULL, 1.0)]
-    found = [lines[key] for key in keys if key in lines and math.isfinite(lines[key].mean)]
+    found = _points(results, lines, row)
     share = [100 * line.fraction for line in found]
-    mean = [100 * line.mean for line in found]
-    axis.plot(share, mean, color=colour, linewidth=width)
+    axis.plot(share, [100 * line.mean for line in found], color=colour, linewidth=width)
     own = [line for line in found if line.row == row]
     if marker:
         x, y = [100 * line.fraction for line in own], [100 * line.mean for line in own]
@@ -83,7 +79,22 @@ def _curve(
             axis.plot([at, at], [100 * line.ci_low, 100 * line.ci_high], color=colour, linewidth=1)
 
 
-def _curve_legend(figure: Figure, results: Results) -> None:
+def _points(results: Results, lines: Lines, row: str) -> list[Any]:
+    """The lines that a row's curve goes through, from base to full."""
+    keys = [(BASE, 0.0), *((row, fraction) for fraction in results.fractions), (FULL, 1.0)]
+    return [lines[key] for key in keys if key in lines and math.isfinite(lines[key].mean)]
+
+
+def _together(curves: list[list[Any]]) -> tuple[list[float], list[float]]:
+    """Curves as one line with gaps: drawn once per panel instead of once per row."""
+    x, y = [], []
+    for curve in curves:
+        x += [*(100 * line.fraction for line in curve), math.nan]
+        y += [*(100 * line.mean for line in curve), math.nan]
+    return x, y
+
+
+def _curve_legend(figure: Figure, results: Results, columns: int) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
@@ -101,4 +112,5 @@ def _curve_legend(figure: Figure, results: Results) -> None:
             label="base (0%), full (100%)",
         ),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4)
+    figure.legend(handles=handles, loc="outside upper center",
+                  ncols=4 if columns == COLUMNS else 2)  # fmt: skip

@@ -45,7 +45,11 @@ def line_at(line: Any, row: str, fraction: float, lines: Lines) -> Any:
 
 
 def panels(
-    results: Results, groups: Sequence[Sequence[str]], labels: Sequence[str], columns: int
+    results: Results,
+    groups: Sequence[Sequence[str]],
+    labels: Sequence[str],
+    columns: int,
+    row_height: float = ROW_HEIGHT,
 ) -> tuple[Figure, list[Axes], dict[str, float]]:
     """Panels side by side that share named rows; groups of rows are set apart by a rule."""
     from matplotlib.figure import Figure
@@ -59,7 +63,7 @@ def panels(
         heights += 0.4
     names = max((len(_name(results, row)) for row in places), default=1)
     width = min(0.35 + 0.075 * min(names, 34), 2.6) + (3.3 if columns == 1 else 1.95 * columns)
-    height = max(0.75 + ROW_HEIGHT * heights, LEAST_HEIGHT)
+    height = max(0.75 + row_height * heights, LEAST_HEIGHT)
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])
     for axis, label in zip(axes, labels, strict=True):
@@ -120,7 +124,7 @@ def mark(axis: Axes, x: float, y: float, low: float, high: float, kind: str) -> 
 def no_result(axis: Axes, y: float, word: str) -> None:
     """Say `failed` or `missing` where a mark would be."""
     transform = axis.get_yaxis_transform()
-    axis.text(0.02, y, word, transform=transform, va="center", color=VERMILLION, style="italic")
+    axis.text(0.02, y, word, transform=transform, va="center", color=VERMILLION)
 
 
 def differences(
@@ -150,9 +154,14 @@ def differences(
 
 
 def legend(
-    figure: Figure, results: Results, kinds: dict[str, None], extra: Sequence[Any] = ()
+    figure: Figure,
+    results: Results,
+    kinds: dict[str, None],
+    extra: Sequence[Any] = (),
+    *,
+    bars: bool = True,
 ) -> None:
-    """What the marks mean, for those that occur."""
+    """What the marks mean, for those that occur; with their interval where that is a bar."""
     from matplotlib.lines import Line2D
 
     reference = row_label(results.reference, 16)
@@ -163,7 +172,7 @@ def legend(
     }
     handles = [
         Line2D([], [], marker=shape, color=colour, markerfacecolor=face, markersize=5.5,
-               linewidth=1.3, label=words.get(kind, kind))
+               linewidth=1.3 if bars else 0.0, label=words.get(kind, kind))
         for kind, (shape, colour, face) in VERDICTS.items()
         if kind in kinds
     ]  # fmt: skip

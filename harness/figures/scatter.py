@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from harness.figures.examples import described, middle, planted
+from harness.figures.multiples import multiples, same_scales
 from harness.figures.style import (
     BLACK,
     BLUE,
@@ -44,9 +46,7 @@ RASTER = 1500
 
 def influence_scatter(results: Results, table: pd.DataFrame) -> Figure | None:
     """s_C against s_I for every example, one panel per row that has both; pruned ones hollow."""
-    from matplotlib.figure import Figure
-
-    fraction = min(results.fractions, key=lambda share: (abs(share - 0.5), share))
+    fraction = middle(results)
     panels = {
         row: chosen
         for row in results.rows
@@ -57,41 +57,25 @@ def influence_scatter(results: Results, table: pd.DataFrame) -> Figure | None:
     if not panels:
         return None
     columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(
-        figsize=(0.55 + max(2.3 * columns, 3.9), 0.9 + 2.45 * rows), layout="constrained"
-    )
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    size = (max(2.3, 3.9 / columns), 2.45)
+    figure, grid = multiples(len(panels), columns, size, (0.55, 0.9))
     marks: dict[str, tuple[str, str]] = {}
-    for axis, (row, chosen) in zip(grid, panels.items(), strict=False):
-        points = _with_class(results, chosen)
+    together = pd.concat(panels.values())
+    for axis, (row, chosen) in zip(grid, panels.items(), strict=True):
+        points = described(results, chosen)
         marks |= _marks(results, points)
         _points(axis, points, marks)
         axis.set_title(f"{row_label(row, 26)}\n{_share_pruned(results, points)}", fontsize=8.5)
-    _axes(grid[0], pd.concat(panels.values()))
-    for spare in grid[len(panels) :]:
-        spare.set_visible(False)
+        _axes(axis, together)
+    same_scales(grid, columns)
     figure.supxlabel("s_C: influence on queries made right (asinh scale)", fontsize=8.5)
     figure.supylabel("s_I: on queries made wrong", fontsize=8.5)
     _legend(figure, marks, columns)
     return figure
 
 
-def _with_class(results: Results, chosen: pd.DataFrame) -> pd.DataFrame:
-    """Scores with the planted class of every example, where it is known."""
-    if results.pool is None or "quality" not in results.pool:
-        return chosen.assign(quality=None)
-    return chosen.merge(results.pool[["id", "quality"]], on="id", how="left", validate="1:1")
-
-
-def _errors(results: Results, points: pd.DataFrame) -> list[str]:
-    """Planted classes that are worth a colour: all but the correct ones."""
-    correct = set(results.facts.get("correct_classes", ()))
-    return sorted(set(points["quality"].dropna()) - correct)
-
-
 def _marks(results: Results, points: pd.DataFrame) -> dict[str, tuple[str, str]]:
-    names = _errors(results, points)
+    names = planted(results, points)
     return {name: CLASS_MARKS[i % len(CLASS_MARKS)] for i, name in enumerate(names)}
 
 
@@ -115,7 +99,7 @@ def _points(axis: Axes, points: pd.DataFrame, marks: Mapping[str, tuple[str, str
 
 def _share_pruned(results: Results, points: pd.DataFrame) -> str:
     pruned = ~points["chosen"]
-    errors = points["quality"].isin(_errors(results, points))
+    errors = points["quality"].isin(planted(results, points))
     if not errors.any() or errors.all() or not results.facts.get("correct_classes"):
         return f"prunes {int(pruned.sum())} of {len(points)}"
     return (

@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.figures.font import families
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -23,12 +25,11 @@ VERDICTS = {
 """Marker, colour and fill of each verdict."""
 ENDINGS = ("svg", "png", "pdf")
 SETTINGS = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 8.5,
     "axes.labelsize": 8.5,
     "axes.titlesize": 9,
     "axes.titleweight": "normal",
+    "axes.titley": 1.0,  # where it is anyway, but not searched for anew in every drawing
     "xtick.labelsize": 8,
     "ytick.labelsize": 8.5,
     "legend.fontsize": 8,
@@ -60,7 +61,8 @@ def context() -> AbstractContextManager[None]:
     """Matplotlib's own defaults, not the user's, with this style on top."""
     import matplotlib.style
 
-    manager: AbstractContextManager[None] = matplotlib.style.context(["default", SETTINGS])
+    settings = SETTINGS | {"font.family": families()}
+    manager: AbstractContextManager[None] = matplotlib.style.context(["default", settings])
     return manager
 
 
@@ -68,8 +70,12 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     """Write a figure as SVG, PNG and PDF without dates; returns the paths."""
     metadata = {"svg": {"Date": None}, "png": {}, "pdf": {"CreationDate": None}}
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ENDINGS]
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once: three formats, one arrangement
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        # Laid out once: three formats, one arrangement. An engine that stays, even an idle one,
+        # would have every format drawn twice.
+        engine.execute(figure)
+        figure.set_layout_engine(None)
     for path in paths:
         figure.savefig(path, metadata=metadata[path.suffix[1:]])
     return paths

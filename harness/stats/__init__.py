@@ -22,8 +22,14 @@ from harness.stats.paired import (
     sign_flip,
 )
 from harness.stats.power import detectable, seeds_needed
-from harness.stats.selection import jaccard, overlap_of_random, rank_correlation, stability
-from harness.stats.summary import MEAN, SUMMARY_COLUMNS, summarise
+from harness.stats.selection import (
+    jaccard,
+    overlap_of_random,
+    placements,
+    rank_correlation,
+    stability,
+)
+from harness.stats.summary import MEAN, SUMMARY_COLUMNS, rival, summarise
 
 __all__ = [
     "COLUMNS",
@@ -53,8 +59,10 @@ __all__ = [
     "mean_squares",
     "overlap_of_random",
     "pivot",
+    "placements",
     "rank_correlation",
     "replicate",
+    "rival",
     "scores",
     "seeds_needed",
     "sign_flip",

@@ -1,4 +1,4 @@
-"""How alike chosen sets are, and what a score goes along with."""
+"""How alike chosen sets are, and what a score goes along with or tells apart."""
 
 from __future__ import annotations
 
@@ -39,3 +39,20 @@ def rank_correlation(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
     if np.ptp(a) == 0.0 or np.ptp(b) == 0.0:
         return float("nan")
     return float(stats.spearmanr(a, b).statistic)
+
+
+def placements(scores: npt.ArrayLike, others: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """For every score, the share of `others` above it, ties half.
+
+    Their mean is P(other > score): the area under the ROC curve, Mann and Whitney's U / (n m), of
+    any group of scores against the same others (DeLong and others 1988).
+    """
+    values, against = np.asarray(scores, dtype=np.float64), np.sort(np.asarray(others, np.float64))
+    if not against.size or not (np.isfinite(values).all() and np.isfinite(against).all()):
+        raise ValueError(
+            f"scores of shape {values.shape!r}; expected finite ones against at least 1"
+        )
+    below = np.searchsorted(against, values, side="left")
+    upto = np.searchsorted(against, values, side="right")
+    found: npt.NDArray[np.float64] = 1 - (below + upto) / (2 * against.size)
+    return found

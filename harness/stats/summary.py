@@ -77,10 +77,10 @@ def summarise(
     trained = grid.present[[row not in FIXED for row, _ in grid.lines]]
     known = np.array(grid.seeds)[trained.any(axis=0)].tolist() if len(trained) else []
     expected = set(known if seeds is None else seeds)
-    home = _reference_line(grid, reference, reference_fraction)
     entries = [
-        _entry(grid, line, task, _rival(grid, line, reference, home), expected, alpha, rng)
+        _entry(grid, line, task, other, expected, alpha, rng)
         for line in grid.lines
+        for other in [rival(grid, line, reference, reference_fraction)]
         for task in (*grid.tasks, MEAN)
     ]
     entries = _corrected(entries, alpha)
@@ -95,19 +95,23 @@ def _reference_line(grid: Grid, reference: str, fraction: float | None) -> Line 
     return (reference, fractions[(len(fractions) - 1) // 2]) if fractions else None
 
 
-def _rival(grid: Grid, line: Line, reference: str, home: Line | None) -> Line | None:
-    """The reference line that a line is compared with; None where it has no outcomes."""
+def rival(
+    grid: Grid, line: Line, reference: str, reference_fraction: float | None = None
+) -> Line | None:
+    """The line of the reference that a line is compared with; None where it has no outcomes."""
     row, fraction = line
     alone = row in SINGLE or reference in SINGLE
-    rival = home if alone and row != reference else (reference, fraction)
-    return rival if rival in grid.lines else None
+    found: Line | None = (reference, fraction)
+    if alone and row != reference:
+        found = _reference_line(grid, reference, reference_fraction)
+    return found if found in grid.lines else None
 
 
 def _entry(
     grid: Grid,
     line: Line,
     task: str,
-    rival: Line | None,
+    other: Line | None,
     expected: set[int],
     alpha: float,
     rng: np.random.Generator | None,
@@ -119,12 +123,12 @@ def _entry(
         absent = expected - set(outcome.seeds if outcome else ()) - set(broken)
         notes += [f"seeds missing: {_listed(absent)}"] if absent else []
     if outcome is None:
-        return _Entry(line, task, None, None, line == rival, (*notes, "no complete seed"))
+        return _Entry(line, task, None, None, line == other, (*notes, "no complete seed"))
     found = estimate(outcome, alpha)
     notes += [found.note] if found.note else []
-    if line == rival:
+    if line == other:
         return _Entry(line, task, found, None, True, tuple(notes))
-    paired, reasons = _difference(grid, outcome, rival, tasks, alpha, rng)
+    paired, reasons = _difference(grid, outcome, other, tasks, alpha, rng)
     # One seed is said once, by the row itself.
     notes += [reason for reason in reasons if reason not in notes]
     return _Entry(line, task, found, paired, False, tuple(notes))

@@ -51,6 +51,7 @@ PARTS = {
     "embedding": {"hidden states": 1.6, "queries": 0.4},
     "influence": {"reference": 14.1, "curvature": 6.2, "queries": 1.4, "scores": 2.9},
 }
+SCORED = ("length", "difficulty", "perplexity", "gradcos")
 CLASSES = {
     "clean-hard": 0.30,
     "clean-easy": 0.15,
@@ -98,8 +99,10 @@ def make_record(cell: str, row: str, fraction: float, seed: int, **changes: Any)
         "costs": {
             "select_seconds": sum(parts.values()) + (0.05 if parts else 0.001),
             "select_parts": dict(parts),
+            "select_flops": 6e9 * sum(parts.values()),
             "train_seconds": 0.0 if row == "base" else 8.1 + 0.1 * seed,
             "eval_seconds": 5.2,
+            "train_flops": 0.0 if row == "base" else 4e10 * (1 + 0.01 * seed),
         },
         "provenance": {
             "commit": "4f2c9e1b7a6d5c3f8e0b1a2d3c4f5e6a7b8c9d0e",
@@ -144,7 +147,13 @@ def write_selection(path: Path, pool: pd.DataFrame, row: str, fraction: float, r
         "incorrect": ranks["s_I"],
         "combined": ranks[["s_C", "s_I"]].min(axis=1),
     }.get(strategy, pd.Series(rng.random(len(pool))))
+    if row == "length":
+        score = pool["response_tokens"] + score / 2
     frame = pd.DataFrame({"id": pool["id"], "chosen": score.rank(ascending=False) <= budget})
+    if row.split("/")[0] in SCORED:
+        frame["score"] = score
+    if row == "embedding":
+        frame["mean_cosine"], frame["max_cosine"] = score / 2, score
     if row.startswith("influence"):
         frame = frame.join(pool[["s_C", "s_I"]])
         frame["r_C"], frame["r_I"] = ranks["s_C"], ranks["s_I"]

@@ -128,13 +128,23 @@ def test_costs_are_means_of_the_records(story):
     cells = records(found.results.folder)
     for row, spent in (("influence/combined", found.a_spent), ("random", found.b_spent)):
         costs = [cell["costs"] for cell in cells if cell["row"] == row]
-        for name in ("select_seconds", "train_seconds", "eval_seconds"):
+        for name in ("select_seconds", "train_seconds", "eval_seconds", "select_flops"):
             assert getattr(spent, name) == pytest.approx(np.mean([c[name] for c in costs]))
-    assert math.isnan(found.a_spent.select_flops)
-    assert as_dict(found)["costs"]["a"]["select_flops"] is None
     assert found.a_spent.parts["reference"] == pytest.approx(14.1)
     assert "; choosing cost 24.6 s more per cell." in sentence(found)
     assert "s less per cell." in sentence(compare(found.results, "random", "influence/combined"))
+
+
+def test_costs_that_old_records_lack_are_unknown(make_results):
+    folder = make_results()
+    cells = records(folder)
+    for cell in cells:
+        del cell["costs"]["select_flops"]
+    (folder / "records.jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in cells))
+    (results,) = load(folder)
+    found = compare(results, "influence/combined", "random")
+    assert math.isnan(found.a_spent.select_flops)
+    assert as_dict(found)["costs"]["a"]["select_flops"] is None
 
 
 def test_chosen_sets_and_scores(story):

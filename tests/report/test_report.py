@@ -25,6 +25,8 @@ COLUMNS = (
 )
 EVIL = 'x<script>alert("1")</script>'
 BROKEN = 'nan at <b>step</b> & "worse" 100% \\input{x} $_^~#|*[\nsecond line\N{SNOWMAN}'
+DRAWN = ("forest", "accuracy", "seeds", "fractions", "compute", "cost", "overlap", "detection")
+DRAWN += ("score-length", "influence-scatter")
 ROWS = ("base", "random", "[100%_&_{cost}", "influence/combined", EVIL, "full", "oracle")
 TABLES = ("main", "differences", "strategies", "transfer", "cost", "selections")
 
@@ -60,9 +62,8 @@ def table(built):
 
 def test_files(built):
     out, paths = built
-    figures = ("forest", "accuracy", "fractions", "influence-scatter", "cost")
     names = {"index.html", *(f"{name}.{end}" for name in TABLES for end in ("csv", "md", "tex"))}
-    names |= {f"{name}.{ending}" for name in figures for ending in ("svg", "png", "pdf")}
+    names |= {f"{name}.{ending}" for name in DRAWN for ending in ("svg", "png", "pdf")}
     assert {path.name for path in out.iterdir() if path.is_file()} == names
     assert {path.name for path in (out / "random-errors").iterdir()} == names
     assert len(paths) == 2 * len(names)
@@ -93,6 +94,9 @@ def test_same_records_same_bytes(source, built, tmp_path):
 def test_several_at_once_are_those_built_alone(write_results, tmp_path):
     small = {"rows": ("random", "base"), "tasks": ("chain_core",), "items": 12, "pool_size": 20}
     folders = [write_results(tmp_path / name, experiment=name, **small) for name in ("a", "b")]
+    arm = {"arm": [{"name": "random-errors"}]}
+    folders.append(write_results(tmp_path / "c", experiment="c", protocol=arm, **small))
+    write_results(folders[-1], experiment="c", arm="random-errors", rng_seed=3, **small)
     pairs = [(folder, tmp_path / "reports" / folder.name) for folder in folders]
     together = report.build_all(pairs)
     for (folder, out), written in zip(pairs, together, strict=True):
@@ -206,7 +210,7 @@ def test_page_is_self_contained_and_escaped(built):
     assert scripts == ["application/json", "application/json", None]
     assert not any(tag in ("link", "iframe") and a.get("href") != "data:," for tag, a in page.tags)
     images = [a for tag, a in page.tags if tag == "img"]
-    assert len(images) == 5
+    assert len(images) == len(DRAWN)
     assert all(a["src"].startswith("data:image/svg+xml;base64,") and a["alt"] for a in images)
     assert not re.search(r"https?://", text)
     shown = " ".join("".join(page.words).split())

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from harness.results import load
+from harness.results import arms, load
 
 
 def append(folder, record):
@@ -74,6 +74,10 @@ def test_arms_are_read_apart(make_results):
     assert main.pool is not None
     assert not main.pool.equals(other.pool)
     assert set(other.outcomes["fraction"]) == {0.0, 0.25, 1.0}
+    assert arms(folder) == {arm.arm: len(arm.cells) for arm in (main, other)}
+    (alone,) = load(folder, "random-errors")
+    assert alone.outcomes.equals(other.outcomes)
+    assert (alone.arm, alone.arms) == (other.arm, ("main", "random-errors"))
 
 
 def test_broken_files_are_named(make_results):
@@ -98,3 +102,21 @@ def test_protocol_without_a_key_is_refused(make_results):
     (folder / "protocol.toml").write_text(text)
     with pytest.raises(ValueError, match=r"protocol\.toml: keys \['seeds'\] are missing"):
         load(folder)
+
+
+def test_selections_are_read_once_and_shared_by_seeds_with_one_choice(make_results):
+    folder = make_results()
+    lines = records(folder)
+    first = next(r for r in lines if r["cell"] == "length@0.5#0")["selection"]
+    for record in lines:
+        if record["row"] == "length":
+            record["selection"] = first
+    (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
+    (results,) = load(folder)
+    found = results.selections("length", 0.5)
+    assert list(found) == [0, 1, 2]
+    assert found[0] is found[1] is found[2] is results.selection("length", 0.5)
+    assert found[0]["chosen"].sum() == 60
+    apart = results.selections("random", 0.5)
+    assert apart[0] is not apart[1]
+    assert results.selections("base", 0.0) == {}
