@@ -275,7 +275,7 @@ def compare(
         str,
         typer.Argument(help="An experiment that has run: a name such as quick, or a .toml file."),
     ],
-    a: Annotated[str, typer.Argument(metavar="A", help="A row, such as influence/combined.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A row, or a selector for all rows of it.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The row to set it against.")],
     fraction: Annotated[
         float | None, typer.Option(help="Fraction of the pool; default: the middle one.")
@@ -296,14 +296,20 @@ def compare(
     arms = {found.arm: found for found in results.load(folder)}
     if arm not in arms:
         raise ValueError(f"--arm {arm!r}; expected one of {', '.join(arms)}")
-    story = comparison.compare(arms[arm], a, b, fraction, np.random.default_rng(0))
-    if as_json:
-        text = json.dumps(as_dict(story), indent=1, ensure_ascii=False, allow_nan=False)
-        sys.stdout.write(text + "\n")
-        return
+    # JSON holds one story, so that there a name has to fit one row.
+    rows = [a] if as_json else comparison.fitting(arms[arm], a)
     out = Console()
-    for picture in pictures(story):
-        out.print(picture, soft_wrap=isinstance(picture, Text))
+    for place, row in enumerate(rows):
+        story = comparison.compare(arms[arm], row, b, fraction, np.random.default_rng(0))
+        if as_json:
+            text = json.dumps(as_dict(story), indent=1, ensure_ascii=False, allow_nan=False)
+            sys.stdout.write(text + "\n")
+            return
+        if place:
+            out.print()
+            out.rule()
+        for picture in pictures(story):
+            out.print(picture, soft_wrap=isinstance(picture, Text))
 
 
 def noise(

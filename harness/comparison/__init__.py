@@ -4,6 +4,7 @@ Accuracy by task with a paired difference, the items that changed most, what was
 cost; in the end one sentence that the numbers allow. Needs neither torch nor a store.
 """
 
+from harness.comparison.side import fitting
 from harness.comparison.story import Story, compare
 
-__all__ = ["Story", "compare"]
+__all__ = ["Story", "compare", "fitting"]

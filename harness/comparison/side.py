@@ -125,13 +125,19 @@ class Side:
 
 def find(results: Results, name: str) -> str:
     """The row called `name`, or the only one of that selector (`influence` for influence/...)."""
+    found = fitting(results, name)
+    if len(found) > 1:
+        raise ValueError(f"{name!r} fits several rows; expected one of {', '.join(found)}")
+    return found[0]
+
+
+def fitting(results: Results, name: str) -> list[str]:
+    """The row called `name`, or else all rows of the selector of that name."""
     if name in results.rows:
-        return name
-    fitting = [row for row in results.rows if row.startswith(f"{name}/")]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise ValueError(f"{name!r} fits several rows; expected one of {', '.join(fitting)}")
+        return [name]
+    found = [row for row in results.rows if row.startswith(f"{name}/")]
+    if found:
+        return found
     near = difflib.get_close_matches(name, results.rows, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(

@@ -120,17 +120,13 @@ class Shown:
 def gather(results: Results) -> Choices | None:
     """What the stored selections say; None where no row chose."""
     found: dict[str, list[tuple[float, list[pd.DataFrame]]]] = {}
-    known: dict[str, pd.DataFrame] = {}
     ids = None if results.pool is None else list(results.pool["id"])
-    for (row, fraction), cells in results.groups.items():
-        frames = []
-        for path in (c.record["selection"] for c in cells if c.record.get("selection")):
-            if path not in known:
-                known[path] = pd.read_parquet(results.folder / path)
-            ids = list(known[path]["id"]) if ids is None else ids
-            # After the pool was changed, cells that were not run again still name the old one.
-            if set(known[path]["id"]) == set(ids):
-                frames.append(known[path])
+    for row, fraction in results.groups:
+        stored = list(results.selections(row, fraction).values())
+        if ids is None and stored:
+            ids = list(stored[0]["id"])
+        # After the pool was changed, cells that were not run again still name the old one.
+        frames = [frame for frame in stored if set(frame["id"]) == set(ids or ())]
         if frames and row != FULL:
             found.setdefault(row, []).append((fraction, frames))
     if not found or ids is None:

@@ -86,20 +86,15 @@ class Shown:
         return tuple(sorted({position for each in lists for position in each}))
 
 
-def middle(results: Results) -> float:
-    """The fraction at which `base` and `full` are compared as well: the lower middle one."""
-    return results.fractions[(len(results.fractions) - 1) // 2]
-
-
 def finished(results: Results, row: str) -> tuple[Cell, ...]:
     """Finished cells of a row at the middle fraction, or at its own where it has no other."""
-    cells = results.groups.get((row, OWN.get(row, middle(results))), ())
+    cells = results.groups.get((row, OWN.get(row, results.middle)), ())
     return tuple(cell for cell in cells if cell.status == "done")
 
 
 def gather(results: Results) -> Items | None:
     """Counts of every item at the middle fraction; None where nothing is finished."""
-    fraction = middle(results)
+    fraction = results.middle
     rows = [row for row in results.rows if finished(results, row)]
     if not rows:
         return None

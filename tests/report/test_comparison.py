@@ -254,8 +254,13 @@ def test_committed_results(monkeypatch):
     ]
     assert len(tables) == 10
     assert max(map(len, tables)) <= 80
-    with pytest.raises(ValueError, match="fits several rows; expected one of influence/correct"):
-        CliRunner().invoke(app, ["compare", "quick", "influence", "random"], catch_exceptions=False)
+    every = run("quick", "influence", "random").stdout  # a selector: the story of each of its rows
+    assert shown.stdout in every
+    rows = [f"influence/{strategy} " for strategy in ("correct", "incorrect", "combined")]
+    assert [line for line in every.splitlines() if line.startswith(tuple(rows))]
+    for ambiguous in (["influence", "random", "--json"], ["random", "influence"]):
+        with pytest.raises(ValueError, match="fits several rows; expected one of influence/corr"):
+            CliRunner().invoke(app, ["compare", "quick", *ambiguous], catch_exceptions=False)
     with pytest.raises(ValueError, match="--arm 'x'; expected one of main"):
         CliRunner().invoke(
             app, ["compare", "quick", "full", "base", "--arm", "x"], catch_exceptions=False
