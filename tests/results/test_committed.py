@@ -28,8 +28,8 @@ def _as_committed():
         pytest.skip("results/ or reports/ differ from the commit: experiments were run here since")
 
 
-def test_quick_and_calibration_are_committed():
-    assert {"quick", "calibration"} <= set(EXPERIMENTS)
+def test_the_experiments_of_the_readme_are_committed():
+    assert {"quick", "calibration", "testbed"} <= set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -107,3 +107,24 @@ def test_the_readme_shows_the_committed_table():
     rows = {name.replace("\\", ""): float(mean) for name, mean in lines}  # self\_influence
     assert rows.keys() == set(means.index)
     assert all(abs(rows[name] - 100 * mean) <= 0.05 + 1e-9 for name, mean in means.items())
+
+
+FINDING = re.compile(r"`([^`]+)`(?: at (\d+)%)?:? ([+−]\d+\.\d)(?: points)? \\\[([^,]+), ([^\]]+)\\\]")
+
+
+def test_the_readme_tells_the_differences_of_testbed_as_they_are():
+    """Each "`row` at 25% +1.2 \\[0.3, 2.1\\]" is a line of the report, of an arm where one is named."""
+    page = (ROOT / "README.md").read_text()
+    told = page.partition("<!-- testbed -->")[2].partition("<!-- /testbed -->")[0]
+    found = FINDING.findall(told.replace("\n", " "))
+    assert len(found) >= 5
+    tables = [
+        pd.read_csv(ROOT / "reports/testbed" / name) for name in ("main.csv", "random-errors/main.csv")
+    ]
+    for row, percent, *numbers in found:
+        diff, low, high = (float(number.replace("−", "-")) for number in numbers)
+        lines = pd.concat(tables).query("task == 'mean' and row == @row")
+        if percent:
+            lines = lines[lines["fraction"] == int(percent) / 100]
+        known = (100 * lines[["diff", "diff_low", "diff_high"]]).round(1).to_numpy().tolist()
+        assert [diff, low, high] in known, (row, percent, known)
