@@ -156,7 +156,7 @@ def load(request: Request, device: str) -> tuple[Any, Any]:
         )
     where = {} if request.revision is None else {"revision": request.revision}
     model = name.from_pretrained(
-        request.model, dtype=request.precision, attn_implementation="eager", **where
+        request.model, dtype=request.precision, **_attention(request, device), **where
     )
     source = request.tokenizer or request.model
     if name is not AutoModelForCausalLM and request.tokenizer is None:
@@ -165,6 +165,17 @@ def load(request: Request, device: str) -> tuple[Any, Any]:
             source = str(config["base_model_name_or_path"])
     tokenizer = AutoTokenizer.from_pretrained(source, **({} if request.tokenizer else where))
     return model.to(device).eval(), tokenizer
+
+
+def _attention(request: Request, device: str) -> dict[str, str]:
+    """The plain attention kernel, which leaves the engine every choice.
+
+    It keeps tokens x tokens for every head. In 16 bits on a GPU, where memory ends first and no
+    method wants it but "forward", the kernel is the one that transformers chooses.
+    """
+    if request.precision != "float32" and device != "cpu" and request.method in ("auto", "ghost"):
+        return {}
+    return {"attn_implementation": "eager"}
 
 
 def _examples(path: Path, tokenizer: Any, request: Request) -> Pool:

@@ -158,3 +158,17 @@ def test_bad_input_has_exit_code_2(files, change, message, monkeypatch, capsys):
     assert caught.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (files / "out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "more", "plain"),
+    [
+        ("cuda", {"precision": "bfloat16"}, False),
+        ("cuda", {"precision": "bfloat16", "method": "forward"}, True),
+        ("cuda", {"precision": "float32"}, True),
+        ("cpu", {"precision": "bfloat16"}, True),
+    ],
+)
+def test_the_plain_attention_kernel_except_for_16_bits_on_a_gpu(files, device, more, plain):
+    found = attribution._attention(request(files, **more), device)
+    assert found == ({"attn_implementation": "eager"} if plain else {})

@@ -28,7 +28,8 @@ EXPLANATION = """
 Each engine fits EK-FAC on the pool and scores every example against the mean gradient of the
 queries: same weights, tokens, precision, batch size, threads, loss and damping. Repetitions are
 interleaved; each is a fresh process, in which imports, loading and a first run on a few examples
-come before the clock. With a CUDA device, the gpu workloads are measured too.
+come before the clock. With a CUDA device, models of the shape of Qwen2.5 are measured too, in
+bfloat16, with random weights and tokens.
 """
 EVALUATE = """
 Perturbed copies of the testbed's base model on its four tasks: by the process that a run keeps for
@@ -92,6 +93,12 @@ def _add_influence(kinds: Any) -> None:
         action="append",
         choices=[*ENGINES, "bergson-forward"],
         help="measure only these (ours is always among them)",
+    )
+    made.add_argument(
+        "--limit",
+        type=_positive,
+        metavar="SECONDS",
+        help="of each process; a peer that takes longer is reported as not finished",
     )
     made.add_argument(
         "--short",
@@ -174,7 +181,7 @@ def influence(asked: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for workload, source in sources:
         with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(workload.name, source.resolve(), Path(folder), asked.threads)
+            bench = Bench(workload, source.resolve(), Path(folder), asked.threads, asked.limit)
             extras = not asked.short and workload.shape is None  # many runs: where they are quick
             found[workload.name] = compare(bench, engines, asked.repeats, extras)
     return {
@@ -182,7 +189,8 @@ def influence(asked: argparse.Namespace) -> dict[str, Any]:
         "engines": engines,
         "repeats": asked.repeats,
         "threads": asked.threads,
-        "machine": machine(DISTRIBUTIONS),
+        "machine": machine(DISTRIBUTIONS)
+        | ({"device": device_name()} if any(w.device == "cuda" for w in workloads) else {}),
         "workloads": found,
         "seconds": time.perf_counter() - start,
     }
@@ -193,6 +201,13 @@ def has_cuda() -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+def device_name() -> str:
+    """What the CUDA device calls itself."""
+    import torch
+
+    return str(torch.cuda.get_device_name())
 
 
 def _known(name: str, known: Mapping[str, Workload]) -> Workload:

@@ -10,6 +10,9 @@ example, labels drawn from the model, damping, the sign, examples per batch. Two
 - its token batch may not exceed the model's context: the copy of the model that it reads claims a
   longer one (rotary positions, nothing depends on the number).
 
+With 16-bit weights its products in single precision may use the tensor cores, which keep more
+digits than the weights have (its `use_tf32_matmuls`).
+
 One difference stays: for the mean over T tokens it divides the gradients that the curvature is made
 of by sqrt(T) instead of T. Examples of equal length differ by a common factor, which cancels in the
 ranking; among unequal ones long examples weigh more.
@@ -160,6 +163,7 @@ class Bergson:
             token_batch_size=self._batch_size * self._longest,
             max_batch_size=self._batch_size,
             loss_reduction=reduction,
+            use_tf32_matmuls=self._precision in ("bf16", "fp16"),
             overwrite=True,
         )
 

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from harness import influence
 from harness.bench.bergson_ import Bergson
 from harness.bench.kronfluence_ import Kronfluence
-from harness.bench.workload import Workload, load, load_model
+from harness.bench.workload import WARM_UP, Workload, load, load_model
 from harness.influence.attention import fused_attention
 from harness.influence.batches import batches, device_of, example_losses, model_inputs
 from harness.influence.gemm import frozen
@@ -36,8 +36,6 @@ from harness.pool import Pool
 
 Scores = npt.NDArray[np.float64]
 Factors = dict[str, tuple[Tensor, Tensor, Tensor]]
-WARM_UP = (8, 2)
-"""Examples of the pool and queries of the first, untimed run."""
 DAMPING = 0.1
 
 
@@ -77,8 +75,10 @@ class Ours(Engine):
     """`harness.influence` with its default options."""
 
     def start(self, pool: Pool, queries: Pool) -> None:
-        """Eager attention, which leaves the engine every choice."""
-        self._model: Any = load_model(self._source, self._workload, "eager")
+        """Eager attention, which leaves the engine every choice; on a GPU, where it would keep
+        tokens x tokens for every head, the kernel that transformers chooses."""
+        kernel = "eager" if self._workload.device == "cpu" else "sdpa"
+        self._model: Any = load_model(self._source, self._workload, kernel)
         self._pool, self._queries = pool, queries
         exact = {"basis_sample": None} if self._fisher == "empirical" else {}
         self._options = influence.CurvatureOptions(
@@ -226,8 +226,10 @@ def run(
     pool, queries = load(source)
     if examples is not None:
         pool = repeated(pool, examples)
-    first = ENGINES[name](source, workload, _new(folder / "warm"), fisher, loss)
-    first.start(pool.take(range(WARM_UP[0])), queries.take(range(WARM_UP[1])))
+    small = source / "warm" if (source / "warm").is_dir() else source
+    first = ENGINES[name](small, workload, _new(folder / "warm"), fisher, loss)
+    few = load(small)
+    first.start(few[0].take(range(WARM_UP[0])), few[1].take(range(WARM_UP[1])))
     first.fit()
     first.scores()
     del first

@@ -23,8 +23,10 @@ from harness.pool import IGNORED, Pool
 
 EXAMPLES = 256
 """Examples that are scored exactly, spread evenly over the pool."""
-LARGE, FEW = 10**8, 16
-"""From so many parameters on only so few: each takes a gradient in double precision."""
+LARGE, TOKENS = 10**8, 3 << 14
+"""Of models of so many parameters only examples of so many tokens in all."""
+LONG = 4096
+"""Tokens from which on what double precision keeps of attention is made again layer by layer."""
 
 Factors = Mapping[str, tuple[Tensor, Tensor, Tensor]]
 
@@ -40,6 +42,9 @@ def scores(
     """Engine -> exact scores under its own factors of the examples at `positions`."""
     pool, queries = load(source)
     model = load_model(source, workload, "sdpa").double()
+    if workload.max_tokens >= LONG:
+        model.gradient_checkpointing_enable()
+        model.train()  # which checkpoints ask for; nothing is dropped out
     layers = tracked_layers(model)
     wanted = _mean(model, queries, layers)
     along = {
@@ -49,7 +54,8 @@ def scores(
         for engine, own in factors.items()
     }
     size = sum(parameter.numel() for parameter in model.parameters())
-    chosen = positions(len(pool), FEW if size >= LARGE else EXAMPLES)
+    few = max(2, TOKENS // workload.max_tokens)
+    chosen = positions(len(pool), few if size >= LARGE else EXAMPLES)
     found = {engine: np.zeros(len(chosen)) for engine in factors}
     for row, position in enumerate(chosen):
         gradient = _gradient(model, pool, int(position), layers)
@@ -83,7 +89,8 @@ def _gradient(
     tokens = torch.from_numpy(pool.input_ids[position].astype(np.int64)).to(device)[None]
     labels = torch.from_numpy(pool.labels[position].astype(np.int64)).to(device)
     kept = labels[1:] != IGNORED
-    logits = model(input_ids=tokens, use_cache=False).logits[0, :-1][kept]
+    (where,) = torch.where(kept)
+    logits = model(input_ids=tokens, use_cache=False, logits_to_keep=where).logits[0]
     loss = cross_entropy(logits, labels[1:][kept])
     weights = [
         p for layer in layers for p in (layer.module.weight, layer.module.bias) if p is not None

@@ -9,6 +9,9 @@ One thing is mended by default. The covariances of kronfluence 1.0.1 leave the g
 positions in: with prompts masked, the output-gradient covariance would hold prompt positions that
 the input covariance lacks.
 
+A model in 16 bits gets the settings that kronfluence has for them: its preset of low precision
+"except for Lambda computations", and "except for preconditioning computations".
+
 Padding stands right of all real tokens, where causal attention never looks: no attention mask is
 given to the model, which lets torch take its quicker causal kernel.
 """
@@ -95,13 +98,16 @@ class Kronfluence:
             disable_tqdm=True,
             log_level=logging.ERROR,
         )
+        self._half = next(model.parameters()).dtype if _is_half(model) else None
         self._analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=_joined))
 
     def fit(self, pool: Pool, *, mended_mask: bool = True) -> None:
         """Covariances, eigenvectors and corrected eigenvalues, kept in the folder."""
-        from kronfluence.utils.common.factor_arguments import default_factor_arguments
+        from kronfluence.utils.common import factor_arguments as made
 
-        arguments = default_factor_arguments(strategy="ekfac")
+        arguments = made.default_factor_arguments(strategy="ekfac")
+        if self._half is not None:
+            arguments = made.smart_low_precision_factor_arguments("ekfac", self._half)
         arguments.use_empirical_fisher = self._fisher == "empirical"
         with _masked_gradients() if mended_mask else _as_it_is():
             self._analyzer.fit_all_factors(
@@ -114,9 +120,11 @@ class Kronfluence:
 
     def scores(self, pool: Pool, queries: Pool, *, aggregate: bool) -> Scores:
         """Influence on every query [n, q]; on the mean of their gradients [n, 1] if `aggregate`."""
-        from kronfluence.utils.common.score_arguments import default_score_arguments
+        from kronfluence.utils.common import score_arguments as made
 
-        arguments = default_score_arguments(damping_factor=None)
+        arguments = made.default_score_arguments(damping_factor=None)
+        if self._half is not None:
+            arguments = made.smart_low_precision_score_arguments(None, dtype=self._half)
         arguments.aggregate_query_gradients = aggregate
         train, asked = _Examples(pool), _Examples(queries)
         with mock.patch("kronfluence.factor.config.HEURISTIC_DAMPING_SCALE", self._damping):
@@ -153,6 +161,10 @@ class Kronfluence:
             )
             for name in values
         }
+
+
+def _is_half(model: nn.Module) -> bool:
+    return next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
 
 
 class _Examples:

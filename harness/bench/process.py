@@ -2,7 +2,8 @@
 
 JOB is a JSON file: `work` ("run", "perplexity" or "exact"), `source`, `workload`, and what that
 work needs. Numbers go to OUT/result.json, scores to OUT/scores.npy, the curvature, where wanted, to
-OUT/factors.safetensors.
+OUT/factors.safetensors. `exact`: exact scores under that curvature, where it is too large to be
+written, to OUT/exact.json.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ def main(job: dict[str, Any], out: Path) -> None:
             examples=job.get("examples"),
         )
         np.save(out / "scores.npy", scores)
+        if job.get("exact"):
+            own = {job["engine"]: engine.factors()}
+            found = exact.scores(source, workload, own, engines.DAMPING)
+            told = json.dumps({name: values.tolist() for name, values in found.items()})
+            (out / "exact.json").write_text(told + "\n", encoding="utf-8")
         if job.get("keep_factors"):
             _write(out, engine.factors())
     (out / "result.json").write_text(json.dumps(result) + "\n", encoding="utf-8")

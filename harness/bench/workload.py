@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.pool import Pool
 from harness.store import Store, digest
 
+WARM_UP = (8, 2)
+"""Examples of the pool and queries of the first, untimed run."""
 DATA, TOKENIZER = "COTSIEVE_REAL_DATA", "COTSIEVE_REAL_TOKENIZER"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Shape:
 class Workload:
     """`batch_size` examples per batch in every engine; `shape` None: the testbed's base model.
 
-    `max_tokens`: examples are cut there; for `random` workloads, their exact length.
+    `max_tokens`: examples are cut there; for `random` workloads, their exact length. Those have a
+    folder `warm` too: one layer of the same widths but for the MLP's, and a few examples.
     """
 
     name: str
@@ -80,10 +83,10 @@ WORKLOADS: Mapping[str, Workload] = {
 GPU_WORKLOADS: Mapping[str, Workload] = {
     f"{name}-{length // 1024}k": Workload(
         f"{name}-{length // 1024}k",
-        pool=32 * 1024 // length * 4,
-        queries=4,
+        pool=256 * 1024 // length,
+        queries=16 * 1024 // length,
         max_tokens=length,
-        batch_size=4 if length == 1024 else 1,
+        batch_size=16 * 1024 // length,
         shape=shape,
         random=True,
         device="cuda",
@@ -136,6 +139,7 @@ def _build(workload: Workload, store: Store, work: Path) -> dict[str, Any]:
         pool, queries = _testbed(workload, store, work / "model")
     elif workload.random:
         pool, queries = _random(workload, workload.shape, work / "model")
+        _warm(workload, workload.shape, work / "warm")
     else:
         pool, queries = _real(workload, workload.shape, work / "model")
     for name, made in (("pool", pool), ("queries", queries)):
@@ -186,7 +190,8 @@ def _real(workload: Workload, shape: Shape, folder: Path) -> tuple[Pool, Pool]:
 
 
 def _random(workload: Workload, shape: Shape, folder: Path) -> tuple[Pool, Pool]:
-    """Random tokens, a quarter of each example a prompt; all of one length."""
+    """Random tokens, as frequent as Zipf's law has words, a quarter of each example a prompt; all
+    of one length."""
     import numpy as np
 
     from harness.pool import IGNORED
@@ -195,15 +200,27 @@ def _random(workload: Workload, shape: Shape, folder: Path) -> tuple[Pool, Pool]
     _save_random(shape, 0, workload, folder)
     build_tokenizer(folder)  # bergson asks for one; it is not used
     rng = np.random.default_rng(0)
+    assert shape.vocabulary is not None
+    chances = 1 / np.arange(1, shape.vocabulary + 1)
+    chances /= chances.sum()
     found = []
     for prefix, count in (("d", workload.pool), ("q", workload.queries)):
-        assert shape.vocabulary is not None
         size = (count, workload.max_tokens)
-        tokens = rng.integers(0, shape.vocabulary, size).astype(np.int32)
+        tokens = rng.choice(shape.vocabulary, size, p=chances).astype(np.int32)
         labels = tokens.copy()
         labels[:, : workload.max_tokens // 4] = IGNORED
         found.append(Pool(tuple(f"{prefix}{i}" for i in range(count)), (*tokens,), (*labels,)))
     return found[0], found[1]
+
+
+def _warm(workload: Workload, shape: Shape, folder: Path) -> None:
+    """What a first, untimed run sees: the same kernels at little cost."""
+    pool, queries = WARM_UP
+    small = replace(shape, layers=1, intermediate=2 * shape.hidden)
+    few = replace(workload, pool=pool, queries=queries, shape=small)
+    for name, made in zip(("pool", "queries"), _random(few, small, folder / "model"), strict=True):
+        (folder / name).mkdir()
+        made.save(folder / name)
 
 
 def _save_random(shape: Shape, tokens: int, workload: Workload, folder: Path) -> None:
@@ -220,9 +237,10 @@ def _save_random(shape: Shape, tokens: int, workload: Workload, folder: Path) ->
         max_position_embeddings=workload.max_tokens,
         tie_word_embeddings=True,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device(workload.device):
         torch.manual_seed(0)
-        Qwen2ForCausalLM(config).save_pretrained(folder)
+        model = Qwen2ForCausalLM(config)
+    model.to(getattr(torch, workload.dtype)).save_pretrained(folder)
 
 
 def _tokenised(rows: list[Any], tokenizer: Any, workload: Workload) -> Pool:

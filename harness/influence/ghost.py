@@ -31,13 +31,18 @@ def products(
     """
     layers = tracked_layers(model, options.layers, options.head)
     match(layers, directions)
+    turned = {x.name: directions[x.name].to(x.module.weight.dtype) for x in layers}
     scores = np.zeros((len(pool), len(directions[layers[0].name])))
 
     def work(lane: Lane, batch: Batch) -> None:
+        sums: list[Tensor] = []  # stays on the device: a GPU must not be waited for layer by layer
+
         def take(name: str, trace: Trace) -> None:
-            scores[batch.positions] -= trace.along(directions[name]).double().cpu().numpy()
+            along = trace.along(turned[name]).double()
+            sums[:] = [sums[0].add_(along) if sums else along]
 
         stream(lane.model, lane.layers, batch, options.loss, take)
+        scores[batch.positions] = -sums[0].cpu().numpy()
 
     spread(model, layers, pool, options, work, progress, "influence per query")
     return scores

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from harness.influence.gemm import linear
 
-LOGITS = 1 << 23
-"""Entries of the logits held at once (32 MiB in single precision)."""
+LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}
+"""Entries of the logits held at once (32 MiB in single precision). A GPU wants many rows, since
+every block reads the whole head."""
 HALF = (torch.bfloat16, torch.float16)
 BLOCK = 256
 """Entries of a distribution that are summed together before a draw looks into one block."""
@@ -121,7 +122,8 @@ def _logits(head: nn.Linear, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of logits, in single precision or better, each in the memory of the one before."""
     weight = head.weight.detach()
     bias = None if head.bias is None else head.bias.detach()
-    step = max(1, min(len(hidden), LOGITS // len(weight)))
+    most = LOGITS.get(hidden.device.type, LOGITS["cpu"]) // len(weight)
+    step = max(1, min(len(hidden), most))
     space = hidden.new_empty(step, len(weight))
     for start in range(0, len(hidden), step):
         rows = slice(start, start + step)

@@ -30,7 +30,8 @@ an example's loss with respect to the layer's output:
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -47,10 +48,11 @@ from harness.influence.covariance import (
 )
 from harness.influence.curvature import Curvature
 from harness.influence.gemm import linear, products, wide
+from harness.influence.head import HALF
 from harness.influence.lanes import Lane, Sums, spread
 from harness.influence.layers import tracked_layers
 from harness.influence.options import CurvatureOptions
-from harness.influence.trace import BLOCK_ELEMENTS
+from harness.influence.trace import rows_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +62,10 @@ if TYPE_CHECKING:
     from harness.influence.batches import Batch, Progress
     from harness.influence.trace import Consumer, Trace
     from harness.pool import Pool
+
+
+AT_ONCE = 4
+"""Decompositions side by side on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -184,15 +190,14 @@ class EKFAC(Kronecker):
         sample = basis_sample(layers, pool, options)
         kept: Kept | None = {} if is_kept(layers, sample, options) else None
         found = factors(model, layers, sample, options, kept=kept, progress=progress)
-        rotations: dict[str, tuple[Tensor, Tensor] | None] = {}
-        shared: dict[int, Tensor] = {}  # layers that read one input share its eigenvectors
-        for layer in layers:
-            factor = found[layer.name]
-            if id(factor.inputs) not in shared:
-                vectors = torch.linalg.eigh(factor.inputs)[1]
-                shared[id(factor.inputs)] = vectors.to(layer.module.weight.dtype)
-            outputs = torch.linalg.eigh(factor.outputs)[1].to(layer.module.weight.dtype)
-            rotations[layer.name] = (shared[id(factor.inputs)], outputs)
+        dtypes = {layer.name: layer.module.weight.dtype for layer in layers}
+        sides = [(x, dtypes[name]) for name, f in found.items() for x in (f.inputs, f.outputs)]
+        vectors = decomposed(sides)
+        rotations: dict[str, tuple[Tensor, Tensor] | None] = {
+            name: (vectors[id(factor.inputs)], vectors[id(factor.outputs)])
+            for name, factor in found.items()
+        }
+        del sides, found
         values = _corrected(model, layers, pool, options, rotations, progress, sample, kept)
         bases: dict[str, Basis] = {}
         for name, rotation in rotations.items():
@@ -244,6 +249,45 @@ class Diagonal(Kronecker):
         unrotated: dict[str, tuple[Tensor, Tensor] | None] = {layer.name: None for layer in layers}
         values = _corrected(model, layers, pool, options, unrotated, progress)
         return {name: Basis(None, None, value) for name, value in values.items()}
+
+
+def decomposed(covariances: Sequence[tuple[Tensor, torch.dtype]]) -> dict[int, Tensor]:
+    """Eigenvectors by the `id` of a covariance, in the precision beside it: of a shared one once.
+
+    On a GPU, which no single decomposition fills, several at a time: of 4,864 dimensions in single
+    precision one takes an H200 0.18 s, four together 0.46 s (0.21 s each in double precision).
+    """
+    distinct = {id(matrix): (matrix, dtype) for matrix, dtype in covariances}
+    if covariances[0][0].device.type != "cuda":
+        return {key: eigenvectors(*given) for key, given in distinct.items()}
+    # The first call loads the library, which torch must not be asked for by two threads at once.
+    torch.linalg.eigh(torch.eye(2, device=covariances[0][0].device))
+    torch.cuda.synchronize()
+
+    def aside(given: tuple[Tensor, torch.dtype]) -> Tensor:
+        stream = torch.cuda.Stream(given[0].device)
+        with torch.cuda.stream(stream):
+            found = eigenvectors(*given)
+            stream.synchronize()
+        return found
+
+    with ThreadPoolExecutor(AT_ONCE) as workers:
+        return dict(zip(distinct, workers.map(aside, distinct.values()), strict=True))
+
+
+def eigenvectors(covariance: Tensor, dtype: torch.dtype) -> Tensor:
+    """Eigenvectors of a covariance in double precision, as columns in `dtype`.
+
+    Those that are kept in 16 bits are found in single precision, whose errors that rounding hides;
+    small numbers are scaled up before, and what does not converge so is done in double.
+    """
+    scale = covariance.diagonal().max()
+    if dtype in HALF and bool(scale > 0):
+        try:
+            return torch.linalg.eigh((covariance / scale).float())[1].to(dtype)
+        except torch.linalg.LinAlgError:
+            pass
+    return torch.linalg.eigh(covariance)[1].to(dtype)
 
 
 def _corrected(
@@ -325,7 +369,7 @@ def rotated(
             turned[key] = linear(trace.inputs, inputs.T)
         right = turned[key]
     left = linear(trace.deltas, outputs.T) if early_outputs else trace.deltas
-    step = max(1, BLOCK_ELEMENTS // (out * right.shape[-1]))
+    step = rows_at_once(out * right.shape[-1], left.device)
     for start in range(0, len(left), step):
         block = products(left[start : start + step], right[start : start + step])
         if not early_inputs:

@@ -17,6 +17,8 @@ from harness.influence.gemm import linear, outer, products
 
 BLOCK_ELEMENTS = 1 << 21
 """Per-example gradient entries held at once (8 MiB in single precision)."""
+ON_A_GPU = 1 << 5
+"""How many times as many on a GPU, which is idle between small products."""
 FEW = 3
 """Directions up to which their products with the inputs are cheaper than example gradients."""
 
@@ -47,14 +49,18 @@ class Trace:
             columns = directions.flatten(1)
             parts = [linear(block.flatten(1), columns) for _, block in self.gradients()]
             return torch.cat(parts)
-        deltas = self.deltas.flatten(1)
-        found = [torch.linalg.vecdot(linear(self.inputs, u).flatten(1), deltas) for u in directions]
+        # On the side where the product is the narrower.
+        early, late = (self.inputs, self.deltas), directions
+        if self.deltas.shape[-1] > self.inputs.shape[-1]:
+            early, late = (self.deltas, self.inputs), directions.mT
+        other = early[1].flatten(1)
+        found = [torch.linalg.vecdot(linear(early[0], u).flatten(1), other) for u in late]
         return torch.stack(found, dim=1)
 
     def gradients(self) -> Iterator[tuple[slice, Tensor]]:
         """Per-example gradients in bounded blocks: rows of the batch, [rows, out, in (+ 1)]."""
         out, width = self.deltas.shape[-1], self.inputs.shape[-1]
-        step = max(1, BLOCK_ELEMENTS // (out * width))
+        step = rows_at_once(out * width, self.inputs.device)
         for start in range(0, len(self.inputs), step):
             rows = slice(start, start + step)
             block = products(self.deltas[rows], self.inputs[rows])
@@ -69,6 +75,12 @@ class Trace:
         for tokens, deltas in self.embedded:
             total[:, : deltas.shape[-1]].index_add_(0, tokens.flatten(), deltas.flatten(0, 1))
         return total
+
+
+def rows_at_once(entries: int, device: torch.device) -> int:
+    """Examples whose gradients, of so many entries each, are held together."""
+    limit = BLOCK_ELEMENTS * (ON_A_GPU if device.type == "cuda" else 1)
+    return max(1, limit // entries)
 
 
 Consumer = Callable[[str, Trace], None]

@@ -1,12 +1,21 @@
 """Shapes of the measured models, what is refused, and one engine from end to end on a toy."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from harness.bench.__main__ import main, processor
-from harness.bench.workload import GPU_WORKLOADS, WORKLOADS, Shape, Workload, load, prepare
+from harness.bench.workload import (
+    GPU_WORKLOADS,
+    WORKLOADS,
+    Shape,
+    Workload,
+    load,
+    load_model,
+    prepare,
+)
 from harness.store import Store
 
 TOY = Workload(
@@ -61,7 +70,7 @@ def test_the_large_models_have_the_size_of_their_name():
 
 
 def test_gpu_workloads_hold_as_many_tokens_whatever_the_length():
-    assert {w.pool * w.max_tokens for w in GPU_WORKLOADS.values()} == {128 * 1024}
+    assert {w.pool * w.max_tokens for w in GPU_WORKLOADS.values()} == {256 * 1024}
 
 
 def test_a_prepared_workload_is_made_once(prepared, tmp_path):
@@ -113,6 +122,35 @@ def test_our_scores_are_exact_under_our_own_curvature(prepared, tmp_path, monkey
     found = exact.scores(prepared, TOY, {"ours": process._read(out)}, engines.DAMPING)["ours"]
     scores = np.load(out / "scores.npy")
     np.testing.assert_allclose(scores, found, rtol=1e-3, atol=1e-4 * np.abs(found).max())
+
+
+def test_exact_scores_are_made_where_factors_are_not_written(prepared, tmp_path, monkeypatch):
+    from harness.bench import exact, process
+
+    monkeypatch.setitem(process.WORKLOADS, "toy", TOY)
+    # As of a large model with long examples: few of them, layer by layer.
+    monkeypatch.setattr(exact, "LARGE", 1)
+    monkeypatch.setattr(exact, "TOKENS", 6 * TOY.max_tokens)
+    monkeypatch.setattr(exact, "LONG", 1)
+    job = {"work": "run", "engine": "ours", "workload": "toy", "source": str(prepared)}
+    process.main({**job, "threads": 1, "exact": True}, tmp_path)
+    assert not (tmp_path / "factors.safetensors").exists()
+    expected = json.loads((tmp_path / "exact.json").read_text())["ours"]
+    scores = np.load(tmp_path / "scores.npy")[exact.positions(TOY.pool, 6)]
+    np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-4 * np.abs(scores).max())
+
+
+def test_the_first_run_sees_one_layer_of_the_same_width(prepared):
+    model = load_model(prepared / "warm", TOY, "eager")
+    assert model.config.num_hidden_layers == 1
+    assert model.config.hidden_size == TOY.shape.hidden
+    assert [len(part) for part in load(prepared / "warm")] == [8, 2]
+
+
+def test_gpu_workloads_are_refused_without_a_gpu(capsys, monkeypatch):
+    monkeypatch.setattr("harness.bench.__main__.has_cuda", lambda: False)
+    assert main(["influence", "--workload", "qwen2.5-0.5b-8k"]) == 2
+    assert "needs a CUDA device" in capsys.readouterr().err
 
 
 def test_perplexity_passes_agree_on_what_they_compute(prepared):

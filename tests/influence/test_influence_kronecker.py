@@ -15,6 +15,7 @@ from harness.influence import (
 )
 from harness.influence.batches import Batch, batches, sampled_labels
 from harness.influence.covariance import factors
+from harness.influence.kronecker import decomposed
 from harness.influence.layers import tracked_layers
 from harness.pool import IGNORED, Pool
 
@@ -223,3 +224,24 @@ def test_apply_checks_names_shapes_and_damping(make_softmax, make_pairs):
         undamped.apply({"linear": torch.ones(4, 4, dtype=torch.float64)})
     with pytest.raises(ValueError, match="pool is empty"):
         fit(model, Pool((), (), ()), EMPIRICAL)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1e-40])
+def test_eigenvectors_diagonalise_a_covariance_in_any_precision(dtype, scale):
+    """Also where single precision could not hold it: covariances of gradients are small."""
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(12, 12)))[0]
+    matrix = torch.from_numpy(scale * basis * np.geomspace(1e-3, 1, 12) @ basis.T)
+    found = decomposed([(matrix, dtype), (matrix, dtype)])
+    (vectors,) = found.values()
+    assert vectors.dtype == dtype
+    # Ascending eigenvalues with one vector each: known up to its sign.
+    cosines = (torch.from_numpy(basis).T @ vectors.double()).abs()
+    assert float((cosines - torch.eye(12)).abs().max()) < 2 * torch.finfo(dtype).eps + 1e-5
+
+
+def test_eigenvectors_of_nothing_are_a_basis():
+    nothing = torch.zeros(3, 3, dtype=torch.float64)
+    (vectors,) = decomposed([(nothing, torch.bfloat16)]).values()
+    assert torch.equal(vectors.float() @ vectors.float().T, torch.eye(3))
