@@ -11,6 +11,7 @@ import pytest
 from harness import calibration, config, record, report
 from harness.results import load
 from harness.store import digest
+from harness.wording import MINUS
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -109,13 +110,11 @@ def test_the_readme_shows_the_committed_table():
     assert all(abs(rows[name] - 100 * mean) <= 0.05 + 1e-9 for name, mean in means.items())
 
 
-FINDING = re.compile(
-    r"`([^`]+)`(?: at (\d+)%)?:? ([+−]?\d+\.\d)(?: points)? \\\[([^,]+), ([^\]]+)\\\]"
-)
+FINDING = re.compile(rf"`([^`]+)`(?: at (\d+)%)? ([+{MINUS}]?\d+\.\d) \\\[([^,]+), ([^\]]+)\\\]")
 
 
 def test_the_readme_tells_the_differences_of_testbed_as_they_are():
-    """Each "`row` at 25% +1.2 [0.3, 2.1]" is a line of its report, without a share of the other arm."""
+    """Each "`row` at 25% +1.2 [0.3, 2.1]" is in its table; without a share, in the other arm's."""
     page = (ROOT / "README.md").read_text()
     told = page.partition("<!-- testbed -->")[2].partition("<!-- /testbed -->")[0]
     found = FINDING.findall(told.replace("\n", " "))
@@ -123,7 +122,7 @@ def test_the_readme_tells_the_differences_of_testbed_as_they_are():
     folder = ROOT / "reports/testbed"
     main, other = (pd.read_csv(folder / f"{arm}main.csv") for arm in ("", "random-errors/"))
     for row, percent, *numbers in found:
-        diff, low, high = (float(number.replace("−", "-")) for number in numbers)
+        diff, low, high = (float(number.replace(MINUS, "-")) for number in numbers)
         table = main[main["fraction"] == int(percent) / 100] if percent else other
         (line,) = table[(table["task"] == "mean") & (table["row"] == row)].itertuples()
         known = [round(100 * value, 1) for value in (line.diff, line.diff_low, line.diff_high)]
