@@ -171,8 +171,7 @@ def write_selection(cell: Cell, store: Store, folder: Path) -> str:
 def selection_cost(subset: Stage, store: Store) -> dict[str, Any]:
     """What choosing cost in all, in seconds by part and in FLOPs, whoever paid first."""
     parts: dict[str, float] = {}
-    chain = [subset, *([subset.parents["scores"]] if "scores" in subset.parents else [])]
-    for stage in chain:
+    for stage in _chain(subset):
         made = artefact(store, stage)
         waited = made.info.get("waited", 0.0)
         parts["choose"] = parts.get("choose", 0.0) + max(0.0, made.seconds - waited)
@@ -187,18 +186,30 @@ def selection_cost(subset: Stage, store: Store) -> dict[str, Any]:
     return {
         "select_seconds": sum(parts.values()),
         "select_parts": parts,
-        "select_flops": selection_flops(chain, store),
+        "select_flops": selection_flops(subset, store),
     }
 
 
-def selection_flops(chain: list[Stage], store: Store) -> float | None:
+def _chain(subset: Stage) -> list[Stage]:
+    """The stages that choose: the subset, and the scores where they are a stage of their own."""
+    return [subset, *([subset.parents["scores"]] if "scores" in subset.parents else [])]
+
+
+def selection_flops(subset: Stage, store: Store) -> float | None:
     """Estimated floating-point operations of a selection; None where the model's size is unknown.
 
     2 per parameter and token for a forward pass, 6 with the backward pass; the training
-    of a reference or a trajectory counts, and so do signals that another row has paid for.
+    of a reference or a trajectory counts, and so do signals that another row has paid for, and the
+    rows whose choices this one looks at.
     """
     total = 0.0
-    for stage in chain:
+    for stage in _chain(subset):
+        for role, parent in stage.parents.items():
+            if role.startswith("row:"):
+                other = selection_flops(parent, store)
+                if other is None:
+                    return None
+                total += other
         operations = artefact(store, stage).info.get("operations", 0.0)
         trained = [stage.parents[r] for r in ("reference", "trajectory") if r in stage.parents]
         for run in trained:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -27,6 +27,8 @@ from harness.stats import Grid, pivot
 
 MAIN = "main"
 BASE, FULL = "base", "full"
+OWN = {BASE: 0.0, FULL: 1.0}
+"""Fractions of the rows that exist once, whatever the fractions of the others."""
 CONTROLS = (BASE, FULL, *TESTBED_CONTROLS)
 """Rows that frame the selectors and are not ranked among them."""
 SAMPLE_COLUMNS = ["task", "item", "decode", "correct", "answer"]
@@ -172,6 +174,15 @@ class Results:
             return {}
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         return {cell.name: cells[cell.name] for cell in self.done if cell.name in cells}
+
+
+def mean_cost(cells: Iterable[Cell], name: str, *, whole: bool = False) -> float:
+    """Mean cost of the finished cells that know it; nan without one, if `whole` also with a gap."""
+    found = [cell.costs.get(name) for cell in cells if cell.status == "done"]
+    known = [float(value) for value in found if value is not None]
+    if not known or (whole and len(known) < len(found)):
+        return math.nan
+    return math.fsum(known) / len(known)
 
 
 def mean_parts(cells: Sequence[Cell]) -> dict[str, float]:

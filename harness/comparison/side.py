@@ -10,13 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from harness.results import BASE, FULL, Cell, Results, mean_parts
+from harness.results import OWN, Cell, Results, mean_cost, mean_parts
 from harness.stats import rank_correlation
 from harness.stats.selection import Chosen
 from harness.wording import percent
 
-OWN = {BASE: 0.0, FULL: 1.0}
-"""Fractions of the rows that exist once."""
 DIFFICULTY = "difficulty"
 SECONDS = ("select_seconds", "train_seconds", "eval_seconds")
 
@@ -91,10 +89,10 @@ class Side:
     def spent(self) -> Spent:
         """What a cell cost in the mean."""
         return Spent(
-            select_seconds=self._mean("select_seconds"),
-            train_seconds=self._mean("train_seconds"),
-            eval_seconds=self._mean("eval_seconds"),
-            select_flops=self._mean("select_flops"),
+            select_seconds=mean_cost(self.cells, "select_seconds"),
+            train_seconds=mean_cost(self.cells, "train_seconds"),
+            eval_seconds=mean_cost(self.cells, "eval_seconds"),
+            select_flops=mean_cost(self.cells, "select_flops"),
             parts=mean_parts(self.done),
         )
 
@@ -117,10 +115,6 @@ class Side:
             if values.reindex(score.index).notna().all()
         }
         return {name: value for name, value in found.items() if not math.isnan(value)}
-
-    def _mean(self, name: str) -> float:
-        known = [cell.costs[name] for cell in self.done if cell.costs.get(name) is not None]
-        return math.fsum(known) / len(known) if known else math.nan
 
 
 def find(results: Results, name: str) -> str:
@@ -152,7 +146,6 @@ def place(results: Results, fraction: float | None, rows: Sequence[str]) -> tupl
         if fraction not in results.fractions:
             raise ValueError(f"--fraction {fraction!r}; expected one of {known}")
         return fraction, []
-    middle = results.fractions[(len(results.fractions) - 1) // 2]
     if len(results.fractions) == 1 or all(row in OWN for row in rows):
-        return middle, []
-    return middle, [f"at {percent(middle)} of the pool; --fraction has {known}"]
+        return results.middle, []
+    return results.middle, [f"at {percent(results.middle)} of the pool; --fraction has {known}"]

@@ -204,9 +204,8 @@ def _family(
     if results.reference not in (a.row, b.row):
         return None
     other, reference = (b, a) if a.row == results.reference else (a, b)
-    home = results.fractions[(len(results.fractions) - 1) // 2]
     # The report compares `base` and `full` with the reference at the middle fraction only.
-    if other.row in (BASE, FULL) and reference.fraction not in (home, 0.0, 1.0):
+    if other.row in (BASE, FULL) and reference.fraction not in (results.middle, 0.0, 1.0):
         return None
     lines = summarise(
         results.outcomes, results.reference, results.alpha, seeds=results.seeds, rng=rng

@@ -12,7 +12,7 @@ from harness import wording
 from harness.figures.multiples import multiples, same_scales
 from harness.figures.panels import Lines, primary, ranked
 from harness.figures.style import BLACK, BLUE, FAINT, GREY, LIGHT, row_label
-from harness.results import BASE, CONTROLS, FULL, Results
+from harness.results import BASE, CONTROLS, FULL, Results, mean_cost
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,13 +59,11 @@ def compute(results: Results, table: pd.DataFrame) -> Figure | None:
 
 def total_flops(results: Results) -> dict[tuple[str, float], float]:
     """Mean FLOPs of selection plus training by row and fraction, where both are known."""
-    found = {}
-    for key, cells in results.groups.items():
-        costs = [cell.costs for cell in cells if cell.status == "done"]
-        spent = [(cost.get("select_flops", 0.0), cost.get("train_flops")) for cost in costs]
-        if spent and all(None not in pair for pair in spent):
-            found[key] = math.fsum(sum(pair) for pair in spent) / len(spent)
-    return found
+    spent = {
+        key: sum(mean_cost(cells, f"{part}_flops", whole=True) for part in ("select", "train"))
+        for key, cells in results.groups.items()
+    }
+    return {key: flops for key, flops in spent.items() if math.isfinite(flops)}
 
 
 def _unit(results: Results, spent: Mapping[tuple[str, float], float]) -> float | None:

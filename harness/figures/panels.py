@@ -11,7 +11,7 @@ import pandas as pd
 
 from harness import tables, wording
 from harness.figures.style import BLACK, LIGHT, VERDICTS, VERMILLION, row_label
-from harness.results import BASE, CONTROLS, FULL, Results
+from harness.results import CONTROLS, OWN, Results
 from harness.wording import MEAN
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def ranked(results: Results, table: pd.DataFrame) -> tuple[list[str], list[str]]
 
 def line_at(line: Any, row: str, fraction: float, lines: Lines) -> Any:
     """A row's line at a fraction; `base` and `full` have one of their own."""
-    return line or lines.get((row, {BASE: 0.0, FULL: 1.0}.get(row, fraction)))
+    return line or lines.get((row, OWN.get(row, fraction)))
 
 
 def panels(

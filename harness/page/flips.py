@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from harness.results import BASE, CONTROLS, FULL, Cell, Results
+from harness.results import CONTROLS, OWN, Cell, Results
 
 Numbers = npt.NDArray[np.float64]
 LIMIT = 140
@@ -22,8 +22,6 @@ TOP = 15
 """Items at the end of an order over all rows."""
 TOP_ROW = 4
 """Items that one row wins or loses most, where there is room."""
-OWN = {BASE: 0.0, FULL: 1.0}
-"""Fractions of the rows that exist once."""
 ROWS, SEEDS = "rows", "seeds"
 ORDERS = (ROWS, SEEDS)
 

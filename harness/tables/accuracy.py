@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness import decodes, footnotes, wording
-from harness.results import CONTROLS, MAIN, Results
+from harness.results import CONTROLS, MAIN, Results, mean_cost
 from harness.stats import SUMMARY_COLUMNS
 from harness.tables.lines import titled
 from harness.tables.sheet import Column, Group, Sheet, Table, cell
@@ -78,7 +78,7 @@ def main(results: Results, summary: pd.DataFrame) -> pd.DataFrame:
     """One line per row, fraction and task in protocol order; failed rows stay, empty."""
     cells = [
         {"row": row, "fraction": fraction, "task": task}
-        | {name: _mean_cost(results, row, fraction, name) for name in SECONDS}
+        | {name: mean_cost(results.groups[row, fraction], name) for name in SECONDS}
         | {"status": _status(results, row, fraction)}
         for row, fraction in sorted(results.groups, key=lambda group: group[1])
         for task in (*results.tasks, MEAN)
@@ -105,12 +105,6 @@ def _status(results: Results, row: str, fraction: float) -> str:
     if "done" in states:
         return "done"
     return "failed" if "failed" in states else "missing"
-
-
-def _mean_cost(results: Results, row: str, fraction: float, name: str) -> float:
-    done = (cell for cell in results.groups[row, fraction] if cell.status == "done")
-    spent = [cell.costs[name] for cell in done if cell.costs.get(name) is not None]
-    return math.fsum(spent) / len(spent) if spent else math.nan
 
 
 def order(results: Results, table: pd.DataFrame, rows: list[str]) -> list[str]:

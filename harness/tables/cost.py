@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from harness import footnotes, wording
-from harness.results import CONTROLS, FULL, Cell, Results
+from harness.results import CONTROLS, Cell, Results, mean_cost
 from harness.tables import lines
 from harness.tables.escape import DOWN, UP
 from harness.tables.sheet import Cell as Shown
@@ -55,7 +55,7 @@ def _spent(results: Results, table: pd.DataFrame) -> pd.DataFrame:
     found = table[table["task"] == MEAN].copy()
     pairs = list(zip(found["row"], found["fraction"], strict=True))
     for name in FLOPS:
-        found[name] = [mean_of(results.groups[pair], name) for pair in pairs]
+        found[name] = [mean_cost(results.groups[pair], name, whole=True) for pair in pairs]
     found["total_seconds"] = sum(found[name] for name in SECONDS)
     found["total_flops"] = found["select_flops"] + found["train_flops"]
     rivals = [_rival(results, *pair) for pair in pairs]
@@ -63,25 +63,17 @@ def _spent(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         ("select_runs", "select_flops", "train_flops"),
         ("select_runs_by_seconds", "select_seconds", "train_seconds"),
     ):
-        paid = pd.Series([mean_of(cells, unit) for cells in rivals], found.index)
+        paid = pd.Series([mean_cost(cells, unit, whole=True) for cells in rivals], found.index)
         found[name] = found[spent] / paid.where(paid > 0)
     steps = pd.Series([_steps(cells) for cells in rivals], found.index)
     found["select_steps"] = found["select_runs"] * steps
     return found
 
 
-def mean_of(cells: tuple[Cell, ...], name: str) -> float:
-    """Mean cost of the finished cells; nan where a cell's record lacks it."""
-    known = [cell.costs.get(name) for cell in cells if cell.status == "done"]
-    if not known or any(value is None for value in known):
-        return math.nan
-    return math.fsum(float(value) for value in known if value is not None) / len(known)
-
-
 def _rival(results: Results, row: str, fraction: float) -> tuple[Cell, ...]:
     """The reference's cells that a row is compared with."""
     at = results.middle if row in lines.SOLE else fraction
-    own = {FULL: 1.0}.get(results.reference, at)
+    own = lines.own(results.reference, at)
     return results.groups.get((results.reference, own), ())
 
 

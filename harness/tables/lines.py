@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from harness import wording
-from harness.results import BASE, CONTROLS, FULL, MAIN, Results
+from harness.results import CONTROLS, MAIN, OWN, Results
 from harness.tables.escape import DOWN, PLUS_MINUS, UP
 from harness.tables.sheet import Cell, cell
 from harness.wording import MEAN, NONE
 
-SOLE = (BASE, FULL)
+SOLE = tuple(OWN)
 """Rows that exist once, whatever the fractions."""
 Indexed = dict[tuple[str, float], dict[str, Any]]
 """Lines of the main table by row and fraction, and then by task."""
@@ -56,7 +56,7 @@ def indexed(table: pd.DataFrame) -> Indexed:
 
 def own(row: str, fraction: float) -> float:
     """The fraction that a row has: `base` and `full` have one of their own."""
-    return {BASE: 0.0, FULL: 1.0}.get(row, fraction)
+    return OWN.get(row, fraction)
 
 
 def mark(line: Any) -> str:

@@ -52,6 +52,9 @@ rows = [
 ]
 [[selector]]
 name = "self_influence"
+[[selector]]
+name = "random"
+rows = [{{ name = "matched", match = "length", of = "influence/combined" }}]
 """
 SEVERAL = "decodes = 3\ntemperature = 0.7"
 RIGHT, WRONG = np.array([7, 8, 1], np.int32), np.array([9, 1], np.int32)
@@ -124,6 +127,7 @@ def filled(make, tmp_path_factory):
         for fraction in (0.25, 0.5):
             build(made, store, row, fraction, BEFORE, AFTER)
     build(made, store, "self_influence")
+    build(made, store, "random/matched")
     return store, made
 
 
@@ -163,6 +167,14 @@ def test_costs_are_counted_once_for_each_part(filled):
     influence = [json.loads(path.read_text())["info"] for path in kinds(store, "influence")]
     [own] = [i for i in influence if len(i["rank_queries"]["C"]) == 3]
     assert info["operations"] == curvature["info"]["operations"] + own["operations"]
+
+
+def test_a_row_that_looks_at_another_costs_what_that_one_costs(filled):
+    store, made = filled
+    cells = ("random/matched@0.5#3", "influence/combined@0.5#3")
+    own, seen = (outcome.selection_cost(made.cell(name).subset, store) for name in cells)
+    assert own["select_flops"] == seen["select_flops"] > 0  # drawing costs no operation of its own
+    assert own["select_parts"]["row:influence/combined"] == seen["select_seconds"]
 
 
 def test_facts_of_a_record(filled):
