@@ -96,7 +96,8 @@ def measured(
         if id(frame) not in known:  # seeds that share a choice share the frame
             known[id(frame)] = _measured(frame, members)
     shares, areas = zip(*(known[id(frame)] for frame in frames), strict=True)
-    return np.mean(shares, axis=0).tolist(), np.mean(areas, axis=0).tolist()
+    # Rounded, since the mean of equal shares is equal on paper only, and 36.5% must not become 37%.
+    return np.mean(shares, axis=0).round(12).tolist(), np.mean(areas, axis=0).round(12).tolist()
 
 
 def _measured(frame: pd.DataFrame, members: Members) -> tuple[list[float], list[float]]:
