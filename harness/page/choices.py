@@ -132,7 +132,8 @@ def gather(results: Results) -> Choices | None:
     if not found or ids is None:
         return None
     rows = tuple(_chosen(row, parts, ids) for row, parts in found.items())
-    judged = tuple(r for r in rows if r.row not in (*CONTROLS, results.reference))
+    aside = (*CONTROLS, results.reference, *results.again)
+    judged = tuple(r for r in rows if r.row not in aside)
     return Choices(tuple(ids), _classes(results, len(ids)), rows, judged or rows)
 
 

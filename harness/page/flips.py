@@ -110,7 +110,7 @@ def gather(results: Results) -> Items | None:
             {row: values[row].reindex(keys) for row in rows}, columns=rows, index=keys
         )
 
-    judged = [i for i, row in enumerate(rows) if row not in CONTROLS]
+    judged = [i for i, row in enumerate(rows) if row not in (*CONTROLS, *results.again)]
     return Items(
         keys=tuple(keys),
         rows=tuple(rows),

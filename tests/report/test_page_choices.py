@@ -51,6 +51,17 @@ def small(make_results):
     return load(folder)[0]
 
 
+def test_an_a_a_control_is_no_selector(make_results):
+    rows = ("base", "random", "random/again", "length", "difficulty")
+    (results,) = load(make_results(rows=rows, items=4))
+    assert results.again == ("random/again",)
+    found = choices.gather(results)
+    assert [chosen.row for chosen in found.judged] == ["length", "difficulty"]
+    assert "those that the 2 selectors keep" in examples.explorer(results).about
+    items = flips.gather(results)
+    assert [items.rows[i] for i in items.judged] == ["random", "length", "difficulty"]
+
+
 def test_orders_by_hand(small):
     found = choices.gather(small)
     assert [chosen.row for chosen in found.judged] == ["long", "short"]
