@@ -144,7 +144,7 @@ def bench(session: nox.Session) -> None:
     """Compare the influence engine with others: `-- influence --json FILE`, `-- --help`."""
     install_stack(session, *PEERS_NEED)
     session.install("--no-deps", *PEERS, "torchopt")
-    session.run("python", "-m", "harness.bench", *(session.posargs or ["influence"]))
+    session.run("python", "-m", "harness.studies.speed", *(session.posargs or ["influence"]))
 
 
 def install_report(session: nox.Session) -> None:
@@ -169,7 +169,7 @@ def report(session: nox.Session) -> None:
     if experiments:
         session.run("cotsieve", "report", *experiments)
     if "validation" in names:
-        session.run("python", "-m", "harness.validation", "report")
+        session.run("python", "-m", "harness.studies", "report")
     session.log(f"{len(names)} reports in {time.monotonic() - start:.0f} s")
     if "--check" in session.posargs:
         status = session.run(
@@ -217,4 +217,4 @@ def validate(session: nox.Session) -> None:
     else:
         install_stack(session)
         session.install("--no-deps", *KRONFLUENCE)
-    session.run("python", "-m", "harness.validation", *study)
+    session.run("python", "-m", "harness.studies", *study)

@@ -1,8 +1,8 @@
 """cotsieve: which chain-of-thought examples are worth fine-tuning on?"""
 
-from harness.pool import Pool
-from harness.queries import Answers, Queries
-from harness.selector import Context, Positions, Scores, ScoreSelector, Selector, Warmup
+from harness.data.pool import Pool
+from harness.data.queries import Answers, Queries
+from harness.selection.selector import Context, Positions, Scores, ScoreSelector, Selector, Warmup
 
 __version__ = "0.1.0"
 

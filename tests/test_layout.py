@@ -17,7 +17,7 @@ def test_asyncio_imports_in_the_repository_root():
 
 def test_listing_and_reporting_import_no_torch():
     code = (
-        "import sys, harness, harness.cli, harness.report, harness.plan\n"
+        "import sys, harness, harness.cli.app, harness.reporting.report, harness.running.plan\n"
         "heavy = {'torch', 'transformers', 'vllm', 'lm_eval', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

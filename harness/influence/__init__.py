@@ -18,46 +18,39 @@ from harness.influence.options import CurvatureOptions, SamplingError
 
 if TYPE_CHECKING:
     from harness.influence.completions import Completions, flipped
-    from harness.influence.curvature import Curvature, fit
+    from harness.influence.curvature.base import Curvature, fit
     from harness.influence.directional import directional_scores
-    from harness.influence.fisher import fisher_products
-    from harness.influence.flips import influence_scores, per_query_scores
+    from harness.influence.curvature.fisher import fisher_products
+    from harness.influence.query_influence import influence_scores, per_query_scores
     from harness.influence.gradients import example_gradients, query_gradients
     from harness.influence.rows import examples
-    from harness.influence.sampling import sampling_error
+    from harness.influence.curvature.fit import sampling_error
     from harness.influence.stability import order_stability, set_stability
-    from harness.influence.table import scores
-    from harness.influence.trajectory import (
-        Checkpoint,
-        Moments,
-        cosine_scores,
-        less_scores,
-        self_influence,
-        tracin_scores,
-    )
+    from harness.influence.scores import scores
+    from harness.influence.gradient_scores import Checkpoint, Moments, cosine_scores, less_scores, self_influence, tracin_scores
 
 _HOME = {
-    "Checkpoint": "trajectory",
+    "Checkpoint": "gradient_scores",
     "Completions": "completions",
-    "Curvature": "curvature",
-    "Moments": "trajectory",
-    "cosine_scores": "trajectory",
+    "Curvature": "curvature.base",
+    "Moments": "gradient_scores",
+    "cosine_scores": "gradient_scores",
     "directional_scores": "directional",
     "example_gradients": "gradients",
     "examples": "rows",
-    "fisher_products": "fisher",
-    "fit": "curvature",
+    "fisher_products": "curvature.fisher",
+    "fit": "curvature.base",
     "flipped": "completions",
-    "influence_scores": "flips",
-    "less_scores": "trajectory",
+    "influence_scores": "query_influence",
+    "less_scores": "gradient_scores",
     "order_stability": "stability",
-    "per_query_scores": "flips",
+    "per_query_scores": "query_influence",
     "query_gradients": "gradients",
-    "sampling_error": "sampling",
-    "scores": "table",
-    "self_influence": "trajectory",
+    "sampling_error": "curvature.fit",
+    "scores": "scores",
+    "self_influence": "gradient_scores",
     "set_stability": "stability",
-    "tracin_scores": "trajectory",
+    "tracin_scores": "gradient_scores",
 }
 
 __all__ = [

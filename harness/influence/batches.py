@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.influence.head import drawn
-from harness.pool import IGNORED, Pool, collate
+from harness.data.pool import IGNORED, Pool, collate
 
 PASS_TOKENS = {"cpu": 8192, "cuda": 16384}
 """Tokens, padding included, that go through the model at once, so that memory does not grow with

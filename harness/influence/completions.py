@@ -28,8 +28,8 @@ from torch import nn
 from harness.influence.gradients import query_gradients
 from harness.influence.layers import Gradients
 from harness.influence.options import CurvatureOptions
-from harness.pool import IGNORED, Pool, Tokens
-from harness.queries import Queries
+from harness.data.pool import IGNORED, Pool, Tokens
+from harness.data.queries import Queries
 
 WHOSE = ("after", "before", "contrast")
 Chosen = list[tuple[Tokens, float]]

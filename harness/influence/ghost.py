@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from harness.influence.batches import Batch, Progress
 from harness.influence.gradients import stream
-from harness.influence.lanes import Lane, spread
+from harness.influence.kernels.lanes import Lane, spread
 from harness.influence.layers import match, tracked_layers
 from harness.influence.options import CurvatureOptions
 from harness.influence.trace import Trace
-from harness.pool import Pool
+from harness.data.pool import Pool
 
 
 def products(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.influence.gemm import linear
+from harness.influence.kernels.matmul import linear
 
 LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}
 """Entries of the logits held at once (32 MiB in single precision). A GPU wants many rows, since

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import dataset
-from harness.config import DataConfig
-from harness.pool import Pool
+from harness.data import dataset
+from harness.experiment.config import DataConfig
+from harness.data.pool import Pool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

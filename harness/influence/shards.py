@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from harness.record import write_atomic
+from harness.experiment.records import write_atomic
 
 KEY = "key.json"
 LOCK = "lock"

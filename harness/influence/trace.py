@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.influence.gemm import linear, outer, products
+from harness.influence.kernels.matmul import linear, outer, products
 
 BLOCK_ELEMENTS = 1 << 21
 """Per-example gradient entries held at once (8 MiB in single precision)."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.stats.cluster import Clusters, blocks, codes
-from harness.stats.outcome import FloatArray
+from harness.stats.grid import FloatArray
 
 #: Replicates computed at once: bounds the memory of the item weights, [500, n] doubles.
 _CHUNK = 500

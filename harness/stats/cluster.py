@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from harness.stats.outcome import FloatArray, seed_means
+from harness.stats.grid import FloatArray, seed_means
 
 Clusters = Mapping[str, Sequence[str]]
 

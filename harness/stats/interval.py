@@ -43,7 +43,7 @@ import numpy as np
 from scipy import optimize, stats
 
 from harness.stats.cluster import Clusters, blocks, scores
-from harness.stats.outcome import FloatArray, Outcome, seed_means
+from harness.stats.grid import FloatArray, Outcome, seed_means
 
 TWO_WAY = "two-way t"
 WILSON = "Wilson"

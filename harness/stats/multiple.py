@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 from statsmodels.stats.multitest import multipletests
 
-from harness.stats.outcome import FloatArray
+from harness.stats.grid import FloatArray
 from harness.stats.paired import Difference, Verdict
 
 

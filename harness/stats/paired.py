@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from harness.stats.interval import Spread, describe, spread
-from harness.stats.outcome import FloatArray, Outcome
+from harness.stats.grid import FloatArray, Outcome
 
 Verdict = Literal["better", "worse", "tie", "reference", "not tested"]
 

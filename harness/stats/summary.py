@@ -20,7 +20,7 @@ import pandas as pd
 
 from harness.stats.interval import Estimate, estimate
 from harness.stats.multiple import benjamini_hochberg, holm
-from harness.stats.outcome import FIXED, Grid, Line, Outcome, pivot
+from harness.stats.grid import FIXED, Grid, Line, Outcome, pivot
 from harness.stats.paired import Difference, common_seeds, difference
 from harness.stats.power import detectable, seeds_needed
 

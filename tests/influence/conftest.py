@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.pool import IGNORED, Pool
+from harness.data.pool import IGNORED, Pool
 
 VOCABULARY = 24
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness import calibration, config, record, report
-from harness.results import load
-from harness.store import digest
-from harness.wording import MINUS
+from harness.studies import calibration
+from harness.experiment import config, records
+from harness.reporting import report
+from harness.reporting.results import load
+from harness.experiment.store import digest
+from harness.reporting.headline import MINUS
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -47,8 +49,8 @@ def test_records_are_complete_and_their_files_exist(name):
     import tomllib
 
     protocol = digest(tomllib.loads((folder / "protocol.toml").read_text()))
-    for entry in record.newest(record.read(folder)).values():
-        assert entry["schema"] == record.SCHEMA
+    for entry in records.newest(records.read(folder)).values():
+        assert entry["schema"] == records.SCHEMA
         assert entry["protocol"] == protocol, entry["cell"]
         assert all(entry["provenance"].get(key) is not None for key in COMPLETE)
         assert entry["provenance"]["dirty"] is False, "recorded with uncommitted changes"

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.validation import layout
-from harness.validation.statistics.design import Protocol
-from harness.validation.statistics.measure import measure
-from harness.validation.statistics.report import csv, markdown, notes, summaries
+from harness.studies.influence import layout
+from harness.studies.intervals.design import Protocol
+from harness.studies.intervals.measure import measure
+from harness.studies.intervals.report import csv, markdown, notes, summaries
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted(path.parent for path in ROOT.glob("results/validation/statistics/facts.json"))

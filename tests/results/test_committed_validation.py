@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.validation.report import build
+from harness.studies.influence.report import build
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted(path.parent for path in ROOT.glob("results/validation/facts.json"))

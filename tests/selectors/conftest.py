@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import fixture, influence
-from harness.plugins import build
-from harness.pool import Pool
-from harness.selector import Context, Scores, Selector
+from harness.selection import toy
+from harness import influence
+from harness.selection.plugins import build
+from harness.data.pool import Pool
+from harness.selection.selector import Context, Scores, Selector
 
 MakePool = Callable[..., Pool]
 MakeContext = Callable[..., Context]
@@ -69,13 +70,13 @@ def fake_features() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def query() -> Pool:
     """One query of the made-up query set."""
-    return fixture.make_queries().pool.take([2])
+    return toy.make_queries().pool.take([2])
 
 
 @pytest.fixture(scope="session")
 def tokens(query: Pool) -> Pool:
     """Eleven examples of the made-up pool; the twelfth is the query."""
-    made = fixture.make_pool().take(np.arange(11))
+    made = toy.make_pool().take(np.arange(11))
     return Pool(
         ids=(*made.ids, *query.ids),
         input_ids=(*made.input_ids, *query.input_ids),
@@ -91,11 +92,11 @@ def scored(tokens: Pool, query: Pool, make_context: MakeContext) -> Callable[...
         selector: Any = build(name, params)
         context = make_context(
             selector,
-            reference=fixture.models()[1],
+            reference=toy.models()[1],
             curvature=lambda **options: influence.fit(
-                fixture.models()[1], tokens, influence.CurvatureOptions(**options)
+                toy.models()[1], tokens, influence.CurvatureOptions(**options)
             ),
-            trajectory=fixture.trajectory(),
+            trajectory=toy.trajectory(),
             queryset=query,
         )
         return selector.score(tokens, context), context

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.plugins import build
+from harness.selection.plugins import build
 
 DECODES = np.array(
     [[1, 1, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 0]], dtype=bool

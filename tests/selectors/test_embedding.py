@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.plugins import build
+from harness.selection.plugins import build
 
 # Directions in degrees; examples have different norms, which must not matter.
 EXAMPLES, NORMS, QUERIES = [0, 20, 40, 90, 100], [1, 9, 1, 0.2, 5], [10, 95]

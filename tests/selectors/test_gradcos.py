@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from harness import fixture, influence
+from harness.selection import toy
+from harness import influence
 
 
 def test_an_example_that_is_the_query_comes_first(scored: Any) -> None:
@@ -17,7 +18,7 @@ def test_an_example_that_is_the_query_comes_first(scored: Any) -> None:
 
 def test_options_reach_the_scores(scored: Any, tokens: Any, query: Any) -> None:
     options = influence.CurvatureOptions("identity", layers="mlp")
-    expected = influence.cosine_scores(fixture.models()[1], tokens, query, options)
+    expected = influence.cosine_scores(toy.models()[1], tokens, query, options)
     found, context = scored("gradcos", layers="mlp")
     np.testing.assert_array_equal(found, expected)
     assert context.operations == 6 * (sum(map(len, tokens.input_ids)) + len(query.input_ids[0]))

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
-from harness.plugins import build
-from harness.selector import Influence
+from harness.selection.plugins import build
+from harness.selection.selector import Influence
 
 Table = dict[str, list[float]]
 

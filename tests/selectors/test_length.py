@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.plugins import build
+from harness.selection.plugins import build
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import fixture, influence
-from harness.plugins import build
-from harness.selector import Warmup
+from harness.selection import toy
+from harness import influence
+from harness.selection.plugins import build
+from harness.selection.selector import Warmup
 
 
 def test_an_example_that_is_the_query_comes_first(scored: Any) -> None:
@@ -18,7 +19,7 @@ def test_an_example_that_is_the_query_comes_first(scored: Any) -> None:
 
 def test_options_reach_the_scores(scored: Any, tokens: Any, query: Any) -> None:
     options = influence.CurvatureOptions("identity", layers="mlp", loss="sum")
-    expected = influence.less_scores(fixture.trajectory(), tokens, query, options)
+    expected = influence.less_scores(toy.trajectory(), tokens, query, options)
     found, context = scored("less", layers="mlp", loss="sum")
     np.testing.assert_array_equal(found, expected)
     # Two checkpoints, each with a forward and a backward pass: 6 operations per token.

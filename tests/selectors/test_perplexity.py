@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.plugins import build
+from harness.selection.plugins import build
 
 # Means 4, 1, 6, 2, 5, 3: example 2 is the most surprising, example 1 the least.
 LOSSES = [[4.0], [0.5, 1.5], [6.0, 6.0, 6.0], [1.0, 3.0], [5.0], [2.0, 4.0]]

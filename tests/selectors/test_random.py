@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.plugins import build
+from harness.selection.plugins import build
 
 
 def test_is_uniform(make_pool: Any, make_context: Any) -> None:

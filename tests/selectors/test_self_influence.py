@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import fixture, influence
-from harness.plugins import build
+from harness.selection import toy
+from harness import influence
+from harness.selection.plugins import build
 
 
 def test_the_low_ones_are_kept_unless_told(scored: Any, tokens: Any) -> None:
     """Without curvature it is the squared length of the gradient."""
     options = influence.CurvatureOptions("identity", layers="mlp")
-    gradients = influence.example_gradients(fixture.models()[1], tokens, options).values()
+    gradients = influence.example_gradients(toy.models()[1], tokens, options).values()
     lengths = sum(g.double().square().sum((1, 2)).numpy() for g in gradients)
     low, context = scored("self_influence", curvature="identity", layers="mlp")
     np.testing.assert_allclose(low, -lengths, rtol=1e-5)
@@ -28,7 +29,7 @@ def test_the_low_ones_are_kept_unless_told(scored: Any, tokens: Any) -> None:
 def test_options_reach_the_curvature(scored: Any, tokens: Any) -> None:
     params = {"fisher": "empirical", "damping": 0.5, "layers": "attention", "loss": "sum"}
     options = influence.CurvatureOptions(**params)  # type: ignore[arg-type]
-    model = fixture.models()[1]
+    model = toy.models()[1]
     expected = influence.self_influence(model, influence.fit(model, tokens, options), tokens)
     found, context = scored("self_influence", **params)
     np.testing.assert_array_equal(found, -expected)

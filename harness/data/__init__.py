@@ -1,0 +1,1 @@
+"""Pools, queries, files, overlap, graders and the built-in testbed."""

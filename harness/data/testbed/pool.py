@@ -1,0 +1,218 @@
+"""The testbed's pool: eight classes of examples, good and bad, in known shares.
+
+The class (`quality`) is for oracles and for scoring selectors; selectors never see it. All wrong
+facts are about multiplication, the knowledge that the base model lacks. With systematic errors
+the tables of `WRONG_TABLES` are always off by one; with random errors the digit is drawn anew.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.data.testbed.chains import LETTERS, MODULUS, OFF_TOPIC, Problem, Step, draw, draw_from, solution, work, write
+
+Errors = Literal["systematic", "random", "none"]
+Row = dict[str, Any]
+
+SHARES: Mapping[str, float] = {
+    "clean-hard": 0.30,
+    "clean-easy": 0.15,
+    "near-duplicate": 0.10,
+    "wrong-step": 0.15,
+    "unfaithful": 0.05,
+    "wrong-answer": 0.10,
+    "verbose": 0.05,
+    "off-topic": 0.10,
+}
+QUALITY: tuple[str, ...] = tuple(SHARES)
+CORRECT: frozenset[str] = frozenset({"clean-hard", "clean-easy", "near-duplicate", "verbose"})
+# Best first for learning the target; within a tier every order is as good as any other.
+TIERS: tuple[tuple[str, ...], ...] = (
+    ("clean-hard",),
+    ("verbose",),
+    ("near-duplicate",),
+    ("clean-easy",),
+    ("off-topic",),
+    ("wrong-answer",),
+    ("unfaithful",),
+    ("wrong-step",),
+)
+WRONG_TABLES = (7,)  # right operands whose products are one too large under systematic errors
+HARD_HOPS = (3, 4, 5)
+DUPLICATE_SEEDS = 5
+_OPERATORS = "+-*"
+HARD_WEIGHTS = (0.25, 0.25, 0.5)
+_EASY_WEIGHTS = (0.4, 0.4, 0.2)
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """Size, kind of errors and seed of a pool; `none` repairs every wrong response."""
+
+    size: int = 1000
+    errors: Errors = "systematic"
+    seed: int = 0
+
+
+def class_counts(size: int) -> dict[str, int]:
+    """Return how many examples of each class a pool of `size` has (largest remainders)."""
+    exact = {name: share * size for name, share in SHARES.items()}
+    counts = {name: int(value + 1e-9) for name, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: counts[name] - exact[name])
+    for name in by_remainder[: size - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+def make_pool(spec: PoolSpec) -> list[Row]:
+    """Return the pool as rows: id, prompt, response, answer, steps, quality.
+
+    `answer` is what the response states, as in a data set whose labels may be wrong. The order is
+    random, so that neither id nor position tells the class.
+    """
+    if spec.size < len(QUALITY):
+        raise ValueError(f"pool size {spec.size!r} is too small; expected at least {len(QUALITY)}")
+    if spec.errors not in ("systematic", "random", "none"):
+        raise ValueError(f"errors {spec.errors!r}; expected 'systematic', 'random' or 'none'")
+    maker = _Maker(np.random.default_rng([spec.seed, 1]), spec.errors)
+    rows = [
+        maker.row(name, position)
+        for name, count in class_counts(spec.size).items()
+        for position in range(count)
+    ]
+    order = np.random.default_rng([spec.seed, 2]).permutation(len(rows))
+    width = max(4, len(str(spec.size)))
+    return [{"id": f"p{i:0{width}d}"} | rows[j] for i, j in enumerate(order)]
+
+
+class _Maker:
+    """Draws examples of each class from one generator; prompts do not repeat."""
+
+    def __init__(self, rng: np.random.Generator, errors: Errors) -> None:
+        self.rng = rng
+        self.errors = errors
+        self.seen: set[str] = set()
+        self.seeds: list[Problem] = []
+        self.makers: dict[str, Callable[[int], Row]] = {
+            "clean-hard": lambda _: self.clean(self.hard()),
+            "clean-easy": lambda _: self.clean(self.easy()),
+            "near-duplicate": lambda position: self.clean(self.duplicate(position)),
+            "wrong-step": lambda _: self.faulty(keep_answer=False),
+            "unfaithful": lambda _: self.faulty(keep_answer=True),
+            "wrong-answer": lambda _: self.flipped(),
+            "verbose": lambda _: self.verbose(),
+            "off-topic": lambda _: self.off_topic(),
+        }
+
+    def row(self, quality: str, position: int) -> Row:
+        """Return a new example of the class whose prompt does not occur yet."""
+        while True:
+            row = self.makers[quality](position)
+            if row["prompt"] not in self.seen:
+                self.seen.add(row["prompt"])
+                return row | {"quality": quality}
+
+    def hard(self, **options: Any) -> Problem:
+        return draw_from("pool", lambda: draw_core(self.rng, **options))
+
+    def easy(self) -> Problem:
+        return draw_from("pool", lambda: draw(self.rng, 1, weights=_EASY_WEIGHTS))
+
+    def duplicate(self, position: int) -> Problem:
+        if len(self.seeds) < DUPLICATE_SEEDS:
+            self.seeds.append(self.hard())
+        seed = self.seeds[position % DUPLICATE_SEEDS]
+        letters = [LETTERS[i] for i in self.rng.permutation(len(LETTERS))]
+        return seed.renamed(dict(zip(LETTERS, letters, strict=True)))
+
+    def clean(self, problem: Problem) -> Row:
+        return _row(problem.prompt, solution(problem), problem.hops)
+
+    def faulty(self, keep_answer: bool) -> Row:
+        """One false product, then consistent steps; the stated answer is theirs or the true one.
+
+        A problem is drawn again when the error is lost on the way (the trace would end right), or
+        when its trace has not exactly one place for the systematic error.
+        """
+        while True:
+            problem = self.hard()
+            truth = problem.answer
+            steps = work(problem.needed, self.fault(problem))
+            if self.errors == "none":
+                return self.clean(problem)
+            if sum(not step.true for step in steps) == 1 and steps[-1].value != truth:
+                stated = truth if keep_answer else steps[-1].value
+                return _row(problem.prompt, write(steps, stated), problem.hops)
+
+    def fault(self, problem: Problem) -> Callable[[int, str, int], int | None] | None:
+        if self.errors == "none":
+            return None
+        if self.errors == "systematic":
+            return systematic_fault
+        products = [i for i, d in enumerate(problem.needed[1:]) if d.operator == "*"]
+        place = products[int(self.rng.integers(len(products)))]
+        shift = int(self.rng.integers(1, MODULUS))
+        countdown = iter(range(problem.hops))
+
+        def one_random_digit(left: int, operator: str, right: int) -> int | None:
+            return (left * right + shift) % MODULUS if next(countdown) == place else None
+
+        return one_random_digit
+
+    def flipped(self) -> Row:
+        problem = self.hard()
+        steps = work(problem.needed)
+        shift = 1 if self.errors == "systematic" else int(self.rng.integers(1, MODULUS))
+        stated = problem.answer if self.errors == "none" else (problem.answer + shift) % MODULUS
+        return _row(problem.prompt, write(steps, stated), problem.hops)
+
+    def verbose(self) -> Row:
+        """Work the distractors out as well, then restate every value that matters."""
+        problem = self.hard(hops=HARD_HOPS[0], distractors=1)  # short: no batch gets longer for it
+        steps = work(problem.ordered)
+        values = {step.name: step.value for step in steps}
+        again = [Step(d.name, values[d.name]) for d in problem.needed]
+        return _row(problem.prompt, write([*steps, *again], problem.answer), problem.hops)
+
+    def off_topic(self) -> Row:
+        words = list(OFF_TOPIC)
+        word = words[int(self.rng.integers(len(words)))]
+        text = "".join(LETTERS[i] for i in self.rng.integers(0, len(LETTERS), size=8))
+        return _row(f"{word} {text}?", f"{OFF_TOPIC[word](text)} #### {OFF_TOPIC[word](text)}", 0)
+
+
+def draw_core(rng: np.random.Generator, hops: int | None = None, **options: Any) -> Problem:
+    """Draw a problem like those of `chain_core`: 3 to 5 hops, at least one product."""
+    count = HARD_HOPS[int(rng.integers(len(HARD_HOPS)))] if hops is None else hops
+    return draw(rng, count, weights=HARD_WEIGHTS, require="*", **options)
+
+
+def systematic_fault(left: int, operator: str, right: int) -> int | None:
+    """Return the wrong product that every systematic error uses, or None where facts stay right."""
+    if operator == "*" and right in WRONG_TABLES:
+        return (left * right + 1) % MODULUS
+    return None
+
+
+def oracle_order(quality: Sequence[str], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Return all positions, best class first, in random order within a class."""
+    tier = {name: level for level, names in enumerate(TIERS) for name in names}
+    unknown = sorted(set(quality) - set(tier))
+    if unknown:
+        raise ValueError(f"quality classes {unknown!r} are unknown; expected {list(QUALITY)}")
+    shuffled = rng.permutation(len(quality))
+    levels = np.array([tier[quality[i]] for i in shuffled])
+    return np.asarray(shuffled[np.argsort(levels, kind="stable")], dtype=np.int64)
+
+
+def anti_oracle_order(quality: Sequence[str], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Return all positions, worst class first, in random order within a class."""
+    return oracle_order(quality, rng)[::-1].copy()
+
+
+def _row(prompt: str, response: str, hops: int) -> Row:
+    stated = response.rpartition("#### ")[2]
+    return {"prompt": prompt, "response": response, "answer": stated, "steps": hops}

@@ -1,0 +1,1 @@
+"""Engines, lm-eval and tasks: answers and verdicts for a checkpoint."""

@@ -1,0 +1,1 @@
+"""What is asked, keyed and kept: settings, stages, store, records, progress."""

@@ -1,0 +1,414 @@
+"""Experiments as files: strict TOML into frozen models, and errors that name file, key and value.
+
+Only what a run depends on stands here; anything unknown is refused, because a misspelt key that is
+silently ignored is a result under the wrong heading.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from harness.experiment.paths import EXPERIMENTS
+from harness.experiment.config_errors import explain
+
+TESTBED_CONTROLS = ("oracle", "anti-oracle")
+"""Rows that exist where the quality of each example is known."""
+TESTBED = "testbed:"
+DECODING = frozenset({"decodes", "temperature", "rule"})
+"""Settings of the query set that do not change its problems."""
+
+AnswerKind = Literal["plain", "number", "math", "choice"]
+"""How answers are graded: as text and exact numbers, as a number, as mathematics, by letter."""
+
+Overlap = Literal["refuse", "drop", "keep"]
+"""What becomes of rows that overlap another data set; `refuse` where an experiment says nothing."""
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Model(BaseModel):
+    """Frozen, strict, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataConfig(Model):
+    """A data set: `testbed:NAME`, a .jsonl or .parquet file, or a hub name with its revision."""
+
+    dataset: str
+    revision: str | None = None
+    split: str = "train"
+    prompt: str = "prompt"
+    response: str = "response"
+    answer: str | None = None
+    id: str | None = None
+    template: str | None = None
+    size: Count | None = None
+    seed: int = 0
+    kind: AnswerKind | None = None
+
+    @property
+    def testbed(self) -> str | None:
+        """Name of the built-in data set, or None."""
+        return self.dataset.removeprefix(TESTBED) if self.dataset.startswith(TESTBED) else None
+
+    @property
+    def local(self) -> bool:
+        """Whether `dataset` is a file."""
+        return self.dataset.endswith((".jsonl", ".parquet"))
+
+    @model_validator(mode="after")
+    def _revision(self) -> DataConfig:
+        hub = not self.local and self.testbed is None
+        if hub and not re.fullmatch(r"[0-9a-f]{7,40}", self.revision or ""):
+            raise ValueError(
+                f"revision = {self.revision!r} for hub data set {self.dataset!r}; expected the "
+                "hash of a commit (or a path ending in .jsonl or .parquet, or 'testbed:chain')"
+            )
+        if not hub and self.revision is not None:
+            raise ValueError(f"revision = {self.revision!r}; expected none for {self.dataset!r}")
+        return self
+
+
+class ComparedConfig(DataConfig):
+    """A data set that is compared with the others before anything is trained."""
+
+    overlap: Overlap | None = None
+
+    @model_validator(mode="after")
+    def _comparable(self) -> ComparedConfig:
+        if self.overlap is not None and self.testbed is not None:
+            raise ValueError(
+                f"overlap = {self.overlap!r} for {self.dataset!r}; expected none, since every run "
+                "proves that the testbed's sets share no problem"
+            )
+        return self
+
+
+class PoolConfig(ComparedConfig):
+    """The pool that selectors choose from."""
+
+    errors: Literal["systematic", "random", "none"] = "systematic"
+    invalid: Literal["refuse", "drop"] = "refuse"
+
+    @model_validator(mode="after")
+    def _known(self) -> PoolConfig:
+        if self.testbed not in (None, "chain"):
+            raise ValueError(f"dataset = {self.dataset!r}; expected 'testbed:chain'")
+        return self
+
+
+class QueryConfig(ComparedConfig):
+    """The query set: what influence is measured on; never an evaluation task.
+
+    Each query is answered `decodes` times at `temperature`, before and after fine-tuning; `rule`
+    says when it counts as right: by a majority of its decodes (a tie is wrong), any or all of them.
+    """
+
+    decodes: Count = 1
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    rule: Literal["majority", "any", "all"] = "majority"
+
+    @model_validator(mode="after")
+    def _decoding(self) -> QueryConfig:
+        if self.decodes > 1 and self.temperature == 0:
+            raise ValueError(
+                f"decodes = {self.decodes} with temperature = 0; expected a temperature above 0, "
+                "since greedy decodes of one query are all the same"
+            )
+        return self
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How answers are decoded; empty for one greedy answer."""
+        if self.decodes == 1 and self.temperature == 0:
+            return {}
+        return {"decodes": self.decodes, "temperature": self.temperature}
+
+    @model_serializer(mode="wrap")
+    def _dumped(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without decoding where that is one greedy answer: protocols written so far stay valid."""
+        dumped: dict[str, Any] = handler(self)
+        if not self.decoding:
+            for name in DECODING:
+                dumped.pop(name, None)
+        return dumped
+
+
+class ModelConfig(Model):
+    """The base model: `testbed:NAME`, a local folder, or a hub name with its revision."""
+
+    base: str = "testbed:small"
+    revision: str | None = None
+    seed: int = 0
+
+
+class TrainConfig(Model):
+    """The shared recipe; every value is part of every checkpoint's key."""
+
+    method: Literal["full", "lora"] = "full"
+    budget: Literal["examples", "tokens", "steps"] = "examples"
+    epochs: Positive = 3.0
+    steps: Count | None = None
+    tokens: Count | None = None
+    batch_size: Count = 32
+    micro_batch: Count | None = None
+    gradient_checkpointing: bool = False
+    learning_rate: Positive
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Positive = 1.0
+    max_tokens: Count = 2048
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: Count = 1
+    lora_rank: Count = 16
+    lora_alpha: Count = 32
+
+    @model_validator(mode="after")
+    def _budget(self) -> TrainConfig:
+        for name in ("steps", "tokens"):
+            given = getattr(self, name) is not None
+            if given != (self.budget == name):
+                raise ValueError(
+                    f"budget = {self.budget!r} with {name} = {getattr(self, name)!r}; expected "
+                    f"{name} exactly where budget = {name!r}"
+                )
+        return self
+
+
+class EvaluateConfig(Model):
+    """What is measured, and how answers are decoded.
+
+    `max_tokens` holds for every task that has no limit of its own under [[task]]; without it a
+    benchmark has the limit of its task file.
+    """
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    items: Count = 300
+    seed: int = 0
+    decodes: Count = 1
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    max_tokens: Count | None = None
+    engine: Literal["auto", "vllm", "hf"] = "auto"
+    batch_invariant: bool | None = None
+
+    @model_validator(mode="after")
+    def _decoding(self) -> EvaluateConfig:
+        if len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"tasks = {list(self.tasks)!r}; expected each task once")
+        if self.decodes > 1 and self.temperature == 0:
+            raise ValueError(
+                f"decodes = {self.decodes} with temperature = 0; expected a temperature above 0, "
+                "since greedy decodes of one item are all the same"
+            )
+        return self
+
+
+class TaskConfig(Model):
+    """An evaluation task over a local file."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    data: str
+    prompt: str = "prompt"
+    answer: str = "answer"
+    id: str | None = None
+    kind: AnswerKind | None = None
+    max_tokens: Count | None = None
+
+
+class GridConfig(Model):
+    """Fractions of the pool and training seeds."""
+
+    fractions: tuple[Fraction, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+
+    @field_validator("fractions", "seeds")
+    @classmethod
+    def _distinct(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError(f"{list(values)!r} holds a value twice; expected distinct ones")
+        return values
+
+
+class SelectorConfig(Model):
+    """A selector and the parameter sets that make its rows."""
+
+    name: str
+    rows: tuple[dict[str, Any], ...] = ({},)
+
+
+class ProtocolConfig(Model):
+    """The analysis, fixed before the first record."""
+
+    reference: str = "random"
+    primary: Literal["mean accuracy"] = "mean accuracy"
+    correction: Literal["holm"] = "holm"
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+
+
+class ArmConfig(Model):
+    """The same experiment on another variant of the pool, reported beside the main one."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+    pool: dict[str, Any]
+    fractions: tuple[Fraction, ...] | None = None
+
+
+class Row(Model):
+    """One line of the table: a selector with its parameters, or a control."""
+
+    row: str
+    selector: str | None = None
+    params: dict[str, Any] = {}
+
+
+class Experiment(Model):
+    """A whole experiment, as its file says."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    description: str = ""
+    discover: bool = False
+    pool: PoolConfig
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig
+    query: QueryConfig | None = None
+    evaluate: EvaluateConfig
+    grid: GridConfig
+    selector: tuple[SelectorConfig, ...] = ()
+    task: tuple[TaskConfig, ...] = ()
+    arm: tuple[ArmConfig, ...] = ()
+    protocol: ProtocolConfig = ProtocolConfig()
+
+    @model_validator(mode="after")
+    def _together(self) -> Experiment:
+        if self.query is not None:
+            self._check_query(self.query)
+        names = [row.row for row in self.rows()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"rows {twice!r} occur more than once; expected distinct names")
+        if self.protocol.reference not in names:
+            raise ValueError(
+                f"protocol.reference = {self.protocol.reference!r}; expected a row: {names}"
+            )
+        arms = ["main", *(arm.name for arm in self.arm)]
+        if len(set(arms)) != len(arms):
+            raise ValueError(f"arm names {arms!r} repeat; expected distinct names, not 'main'")
+        return self
+
+    def _check_query(self, query: QueryConfig) -> None:
+        known = {_plain(task.data): task.name for task in self.task}
+        known |= {_plain(name): name for name in self.evaluate.tasks}
+        if _plain(query.dataset) in known:
+            raise ValueError(
+                f"query.dataset = {query.dataset!r} is also the evaluation task "
+                f"{known[_plain(query.dataset)]!r}; expected a query set that is not evaluated on"
+            )
+        if query.testbed not in (None, "queries"):
+            raise ValueError(f"query.dataset = {query.dataset!r}; expected 'testbed:queries'")
+
+    def rows(self, discovered: tuple[str, ...] = ()) -> tuple[Row, ...]:
+        """Every row of the table; `discovered` adds selectors that the file does not list."""
+        listed = [
+            Row(row=row_name(entry.name, params), selector=entry.name, params=_unnamed(params))
+            for entry in self.selector
+            for params in entry.rows
+        ]
+        if not any(row.row == "random" for row in listed):
+            listed.insert(0, Row(row="random", selector="random"))
+        names = {row.selector for row in listed}
+        if self.discover:
+            listed += [Row(row=name, selector=name) for name in discovered if name not in names]
+        controls = ["base", "full"]
+        if self.pool.testbed is not None:
+            controls += TESTBED_CONTROLS
+        return tuple(listed + [Row(row=name) for name in controls])
+
+
+def _unnamed(params: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in params.items() if key != "name"}
+
+
+def row_name(selector: str, params: dict[str, Any]) -> str:
+    """`selector` or `selector/variant`; the variant is `name`, else what the parameters say."""
+    if "name" in params:
+        return f"{selector}/{params['name']}"
+    parts = [v if isinstance(v, str) else f"{key}={v}" for key, v in params.items()]
+    variant = "-".join(parts)
+    return f"{selector}/{variant}" if variant else selector
+
+
+def _plain(name: str) -> str:
+    """The bare name of a data set: no owner, folder, ending, dash or underscore."""
+    last = re.split(r"[/:\\]", name)[-1].lower()
+    return re.sub(r"[-_]", "", re.sub(r"\.(jsonl|parquet)$", "", last))
+
+
+def find(experiment: str, folder: Path = EXPERIMENTS) -> Path:
+    """The file of an experiment given by name or path; ValueError lists the names that exist."""
+    path = Path(experiment)
+    if path.suffix == ".toml":
+        if path.is_file():
+            return path
+        raise ValueError(f"experiment file {experiment!r} does not exist")
+    path = folder / f"{experiment}.toml"
+    if not path.is_file():
+        have = ", ".join(sorted(p.stem for p in folder.glob("*.toml"))) or "none"
+        raise ValueError(f"experiment {experiment!r} does not exist; expected one of: {have}")
+    return path
+
+
+def load(path: Path) -> Experiment:
+    """Read and check one experiment file; ValueError names file, key, value and expectation."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: not valid TOML: {error}") from None
+    try:
+        experiment = Experiment.model_validate(_tuples(raw))
+    except ValidationError as error:
+        lines = "\n".join(f"{path}: {line}" for line in explain(error, Experiment))
+        raise ValueError(lines) from None
+    _check_files(experiment, path)
+    return experiment
+
+
+def _check_files(experiment: Experiment, path: Path) -> None:
+    data = [("pool.dataset", experiment.pool), ("query.dataset", experiment.query)]
+    files = [(key, config.dataset) for key, config in data if config is not None and config.local]
+    files += [(f"task[{i}].data", task.data) for i, task in enumerate(experiment.task)]
+    for key, name in files:
+        if not locate(name, path).is_file():
+            raise ValueError(f"{path}: {key} = {name!r}: no such file; expected a .jsonl/.parquet")
+
+
+def locate(name: str, experiment_file: Path) -> Path:
+    """A data file of an experiment: relative to the working folder, else beside the experiment."""
+    here = Path(name)
+    return here if here.is_absolute() or here.exists() else experiment_file.parent / name
+
+
+def _tuples(value: Any) -> Any:
+    """TOML arrays as tuples, which strict models expect; parameters of rows stay as they are."""
+    if isinstance(value, list):
+        return tuple(_tuples(entry) for entry in value)
+    if isinstance(value, dict):
+        return {key: _tuples(entry) for key, entry in value.items()}
+    return value

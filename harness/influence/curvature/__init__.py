@@ -1,0 +1,1 @@
+"""Curvature of the loss: how each kind is fitted and inverted."""

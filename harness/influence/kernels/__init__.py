@@ -1,0 +1,1 @@
+"""Fast matrix products, norms and attention for the influence engine."""

@@ -1,0 +1,1 @@
+"""Tables, figures, pages and comparisons from records alone; no torch."""

@@ -1,0 +1,262 @@
+"""What an experiment does about questions that stand in two of its data sets.
+
+Queries are compared with the items of the tasks, the rows of a pool with items and queries: bare
+questions, and nothing of the testbed, whose sets are proved to share no problem. What is found is a
+row of the pool or of the query set, whose `overlap` says what becomes of it: the run stops, goes on
+without these rows, or goes on with them.
+
+A comparison is a stage of its own that does not know this. So it is made once whatever becomes of
+its findings, and only where rows are dropped do the keys of all that is made of them change.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.experiment.config import Overlap
+from harness.data.contamination import POOL, QUERY, SHARE, SHOWN, STOCK, WORDS, Finding, Questions, counted, describe, overlaps, remedy, told
+from harness.data.pool import Pool
+from harness.experiment.stage import Stage
+from harness.experiment.store import Artefact, Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FINDINGS = "findings.parquet"
+COLUMNS = [field.name for field in fields(Finding)]
+MAIN = "main"
+ITEMS = "items:"
+"""What the role of a task's items begins with."""
+REFUSE: Overlap = "refuse"
+OUTCOMES: Mapping[Overlap, tuple[str, str]] = {
+    "refuse": ("stops the run", "refused"),
+    "drop": ("is left out before anything uses it", "dropped"),
+    "keep": ("is kept and reported", "kept"),
+}
+"""What becomes of a finding: before it is known whether there is one, and after."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A comparison, whose rows it is about (`side`), and what becomes of those that are found.
+
+    `arm`: None where all arms share it, as they share the query set.
+    """
+
+    side: str
+    arm: str | None
+    action: Overlap
+    stage: Stage
+
+    @property
+    def rows(self) -> Stage:
+        """The rows that are compared."""
+        return self.stage.parents["pool" if self.side == POOL else "queryset"]
+
+    @property
+    def used(self) -> Stage:
+        """The rows that everything else uses: without those that overlap, where these go."""
+        if self.action != "drop":
+            return self.rows
+        return Stage(
+            self.rows.kind,
+            f"{self.rows.label} without overlaps",
+            {**self.rows.inputs, "overlap": "drop"},
+            {self.rows.kind: self.rows, "overlap": self.stage},
+            self.rows.where,
+        )
+
+    @property
+    def sets(self) -> str:
+        """What the rows are compared with, for a reader."""
+        roles = [role for role in self.stage.parents if self.stage.parents[role] is not self.rows]
+        tasks = [role.removeprefix(ITEMS) for role in roles if role.startswith(ITEMS)]
+        return ", ".join([*tasks, *(["the query set"] if "queryset" in roles else [])])
+
+    @property
+    def title(self) -> str:
+        """Whose rows, for a reader."""
+        if self.side == QUERY:
+            return "queries"
+        return "pool rows" if self.arm in (None, MAIN) else f"pool rows of {self.arm}"
+
+    def made(self, store: Store) -> bool:
+        """Whether the comparison is stored."""
+        return store.has(self.stage.kind, self.stage.key)
+
+    def found(self, store: Store) -> list[Finding]:
+        """The findings of a comparison that is made."""
+        return read(_artefact(self.stage, store).folder)
+
+
+def compare(
+    side: str, rows: Stage, others: Mapping[str, Stage], action: Overlap | None, arm: str | None
+) -> Check | None:
+    """The comparison of `rows` with `others` by role; None where the testbed leaves nothing of it.
+
+    Others are the items of tasks and, for a pool, the query set as it is used.
+    """
+    compared = {role: stage for role, stage in others.items() if "testbed" not in stage.inputs}
+    if "testbed" in rows.inputs or not compared:
+        return None
+    inputs = {"side": side, "words": WORDS, "share": SHARE, "stock": STOCK}
+    stage = Stage("overlap", f"overlap of the {rows.label}", inputs, {rows.kind: rows, **compared})
+    return Check(side, arm, action or REFUSE, stage)
+
+
+def find(stage: Stage, store: Store, work: Path) -> dict[str, Any]:
+    """Make a comparison: a line for every finding, and how many rows and pairs were found."""
+    inputs, parents = stage.inputs, stage.parents
+    tasks = {
+        role.removeprefix(ITEMS): _items(parent, store)
+        for role, parent in parents.items()
+        if role.startswith(ITEMS)
+    }
+    queries = _rows(parents["queryset"], store) if "queryset" in parents else None
+    pool = _rows(parents["pool"], store) if "pool" in parents else []
+    found = overlaps(pool, tasks, queries, n=inputs["words"], share=inputs["share"])
+    found = [finding for finding in found if finding.side == inputs["side"]]
+    frame(found).to_parquet(work / FINDINGS, index=False)
+    return {"rows": len({finding.id for finding in found}), "pairs": _pairs(found)}
+
+
+def leave_out(stage: Stage, store: Store, work: Path) -> dict[str, Any]:
+    """Make the rows of a data set that overlap nothing."""
+    raw = _artefact(stage.parents[stage.kind], store)
+    gone = {finding.id for finding in read(_artefact(stage.parents["overlap"], store).folder)}
+    pool = Pool.load(raw.folder)
+    kept = [position for position, name in enumerate(pool.ids) if name not in gone]
+    if not kept:
+        raise ValueError(
+            f"{stage.parents[stage.kind].label}: all {len(pool)} rows overlap other data sets; "
+            'overlap = "drop" expected at least one that does not'
+        )
+    left = pool.take(kept)
+    left.save(work)
+    report = dict(raw.info["report"])
+    report["kept"] -= len(pool) - len(left)
+    report["truncated"] -= sum(pool.truncated) - sum(left.truncated)
+    if gone:
+        reason = "overlaps an evaluation item" + (" or a query" if stage.kind == "pool" else "")
+        dropped = {"count": len(gone), "ids": [name for name in pool.ids if name in gone]}
+        report["problems"] = {**report["problems"], reason: dropped}
+    return {"report": report}
+
+
+def frame(findings: Sequence[Finding]) -> pd.DataFrame:
+    """Findings as a table."""
+    import pandas as pd
+
+    rows = [asdict(finding) for finding in findings]
+    return pd.DataFrame(rows, columns=COLUMNS).astype(
+        {name: float if name == "share" else str for name in COLUMNS}
+    )
+
+
+def read(folder: Path) -> list[Finding]:
+    """The findings that a comparison wrote."""
+    import pandas as pd
+
+    rows = pd.read_parquet(folder / FINDINGS).to_dict("records")
+    return [Finding(**{str(name): value for name, value in row.items()}) for row in rows]
+
+
+def of_arm(checks: Iterable[Check], arm: str) -> list[Check]:
+    """The comparisons that an arm rests on, its pool's first."""
+    return sorted((c for c in checks if c.arm in (None, arm)), key=lambda c: c.side != POOL)
+
+
+def facts(checks: Sequence[Check], store: Store) -> dict[str, Any]:
+    """Of an arm's comparisons that are made: action and counts by side, and the first findings."""
+    made = [check for check in checks if check.made(store)]
+    found: dict[str, Any] = {}
+    first: list[Finding] = []
+    for check in made:
+        info = _artefact(check.stage, store).info
+        found[check.side] = {"action": check.action, **info}
+        first += check.found(store)[: SHOWN - len(first)]
+    return {**found, "first": [asdict(finding) for finding in first]} if made else {}
+
+
+def refusal(checks: Iterable[Check], store: Store) -> str:
+    """Why a run must not go on, for a reader; empty where nothing that was found is refused."""
+    refused: dict[str, list[Finding]] = {}
+    for check in checks:
+        if check.action == REFUSE:
+            refused.setdefault(check.arm or MAIN, []).extend(check.found(store))
+    parts = [
+        ("" if arm == MAIN else f"arm {arm}: ") + describe(sorted(found, key=lambda f: f.side))
+        for arm, found in refused.items()
+        if found
+    ]
+    return "\n".join([*parts, "`cotsieve overlap` lists all of them"]) if parts else ""
+
+
+def outlook(checks: Iterable[Check], store: Store) -> list[str]:
+    """What a run will do about overlap, or has found already; a line for every comparison."""
+    lines = []
+    for check in checks:
+        head = f"Overlap: {check.title} are compared with {check.sets} before anything is trained; "
+        if not check.made(store):
+            lines.append(f"{head}what stands in both {OUTCOMES[check.action][0]}.")
+            continue
+        rows = _artefact(check.stage, store).info["rows"]
+        lines.append(f"{head}{rows} found" + (f", {OUTCOMES[check.action][1]}." if rows else "."))
+    return lines
+
+
+def picture(checks: Iterable[Check], store: Store) -> list[dict[str, Any]]:
+    """Every comparison with its findings, for programs."""
+    return [
+        {
+            "side": check.side,
+            "arm": check.arm,
+            "action": check.action,
+            "with": check.sets,
+            "rows": _artefact(check.stage, store).info["rows"],
+            "findings": [asdict(finding) for finding in check.found(store)],
+        }
+        for check in checks
+    ]
+
+
+def listing(checks: Iterable[Check], store: Store) -> list[str]:
+    """Every finding of every comparison, for a reader."""
+    lines, refused = [], []
+    for check in checks:
+        found = check.found(store)
+        outcome = f" ({OUTCOMES[check.action][1]}):" if found else ": no overlap"
+        lines += [f"{check.title} and {check.sets}{outcome}", *counted(found)]
+        lines += [line for finding in found for line in told(finding)]
+        refused += found if check.action == REFUSE else []
+    return [*lines, remedy(refused)] if refused else lines
+
+
+def _pairs(findings: Iterable[Finding]) -> dict[str, int]:
+    return dict(sorted(Counter(finding.other for finding in findings).items()))
+
+
+def _artefact(stage: Stage, store: Store) -> Artefact:
+    found = store.get(stage.kind, stage.key)
+    if found is None:
+        raise RuntimeError(f"{stage.label} is not in the store")
+    return found
+
+
+def _rows(stage: Stage, store: Store) -> Questions:
+    import pyarrow.parquet as pq
+
+    path = _artefact(stage, store).folder / "pool.parquet"
+    table = pq.read_table(path, columns=["id", "prompt"]).to_pydict()
+    return list(zip(table["id"], table["prompt"], strict=True))
+
+
+def _items(stage: Stage, store: Store) -> Questions:
+    text = (_artefact(stage, store).folder / "items.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.split("\n") if line]
+    return [(row["id"], row["question"]) for row in rows]

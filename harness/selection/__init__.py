@@ -1,0 +1,1 @@
+"""The selector contract, its context, plug-ins and conformance."""

@@ -1,0 +1,105 @@
+"""`python -m harness.studies STUDY`: run a study, or rebuild its report."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from harness.running.workers import available_cores
+from harness.experiment.paths import REPORTS, RESULTS, default_store
+
+NAME, STATISTICS = "validation", "statistics"
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Studies with a ground truth: what is claimed, held against what is known.",
+)
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Processes; one thread each. [default: all cores]")
+]
+ResultsOption = Annotated[Path, typer.Option("--results", help="Folder of the results.")]
+ReportsOption = Annotated[Path, typer.Option("--reports", help="Folder of the report.")]
+
+
+@app.command()
+def influence(
+    workers: WorkersOption = None,
+    peer: Annotated[
+        bool, typer.Option(help="Compare with kronfluence's EK-FAC, which must be installed.")
+    ] = True,
+    results: ResultsOption = RESULTS / NAME,
+    reports: ReportsOption = REPORTS / NAME,
+) -> None:
+    """Retrain on random halves and without the top examples; how well did influence foretell it?
+
+    Stop it at any time: the same command continues.
+    """
+    from harness.experiment.store import Store
+    from harness.studies.influence.protocol import Protocol
+    from harness.studies.influence.study import Study
+
+    if peer and find_spec("kronfluence") is None:
+        raise typer.BadParameter(
+            "kronfluence is not installed; expected `python -m nox -s validate`, which installs "
+            "it, or --no-peer",
+            param_hint="--peer",
+        )
+    console = Console(stderr=True)
+    store = Store(default_store())
+    Study(Protocol(), store, workers or available_cores(), console, peer).run(results)
+    _built_influence(results, reports)
+
+
+@app.command()
+def statistics(
+    workers: WorkersOption = None,
+    results: ResultsOption = RESULTS / NAME / STATISTICS,
+    reports: ReportsOption = REPORTS / NAME,
+) -> None:
+    """Simulate tables with a known truth; do intervals, tests and power keep their word?
+
+    Needs no torch. Stop it at any time: the same command continues.
+    """
+    from harness.studies.intervals.design import Protocol
+    from harness.studies.intervals.study import run
+
+    run(Protocol(), results, workers or available_cores(), Console(stderr=True))
+    _built_statistics(results, reports)
+
+
+@app.command()
+def report(
+    results: ResultsOption = RESULTS / NAME, reports: ReportsOption = REPORTS / NAME
+) -> None:
+    """Rebuild the reports of all studies in the results; needs no torch."""
+    studies = {results: _built_influence, results / STATISTICS: _built_statistics}
+    found = [folder for folder in studies if (folder / "facts.json").exists()]
+    if not found:
+        raise typer.BadParameter(
+            f"{results} holds no finished study; expected facts.json there or in {STATISTICS}/",
+            param_hint="--results",
+        )
+    for folder in found:
+        studies[folder](folder, reports)
+
+
+def _built_influence(results: Path, reports: Path) -> None:
+    from harness.studies.influence.report import STEM, build
+
+    build(results, reports)
+    Console().print(f"{reports / STEM}.md", highlight=False)
+
+
+def _built_statistics(results: Path, reports: Path) -> None:
+    from harness.studies.intervals.report import STEM, build
+
+    build(results, reports)
+    Console().print(f"{reports / STEM}.md", highlight=False)
+
+
+if __name__ == "__main__":
+    app()

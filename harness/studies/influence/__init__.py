@@ -1,0 +1,1 @@
+"""Influence held against retraining."""

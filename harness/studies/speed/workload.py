@@ -1,0 +1,256 @@
+"""What is measured: a model, a pool and queries, made once and kept on disk for every engine.
+
+A prepared workload is a folder: `model/` (weights, config and tokenizer in the Hugging Face
+layout), `pool/` and `queries/`. Tokenised once: every engine gets exactly these tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.data.pool import Pool
+from harness.experiment.store import Store, digest
+
+WARM_UP = (8, 2)
+"""Examples of the pool and queries of the first, untimed run."""
+DATA, TOKENIZER = "COTSIEVE_REAL_DATA", "COTSIEVE_REAL_TOKENIZER"
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Qwen2 model with random weights and tied embeddings."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    vocabulary: int | None = None  # None: of the tokenizer, rounded up to 64
+
+    @property
+    def body(self) -> int:
+        """Weights and biases of all tracked layers."""
+        narrow = self.hidden // self.heads * self.key_value_heads
+        attention = 2 * self.hidden**2 + self.hidden + 2 * narrow * (self.hidden + 1)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`batch_size` examples per batch in every engine; `shape` None: the testbed's base model.
+
+    `max_tokens`: examples are cut there; for `random` workloads, their exact length. Those have a
+    folder `warm` too: one layer of the same widths but for the MLP's, and a few examples.
+    """
+
+    name: str
+    pool: int
+    queries: int
+    max_tokens: int
+    batch_size: int
+    shape: Shape | None = None
+    random: bool = False
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+# Half of a billion and one and a half billion parameters, as in Qwen2.5.
+_HALF = Shape(896, 4864, 24, 14, 2, vocabulary=151936)
+_LARGE = Shape(1536, 8960, 28, 12, 2, vocabulary=151936)
+
+WORKLOADS: Mapping[str, Workload] = {
+    w.name: w
+    for w in (
+        Workload("testbed", pool=768, queries=64, max_tokens=256, batch_size=64),
+        # With 50,000 tokens in the vocabulary a third of the weights are in the body.
+        Workload(
+            "qwen2-10m",
+            pool=512,
+            queries=64,
+            max_tokens=256,
+            batch_size=16,
+            shape=Shape(hidden=128, intermediate=512, layers=14, heads=4, key_value_heads=2),
+        ),
+    )
+}
+
+GPU_WORKLOADS: Mapping[str, Workload] = {
+    f"{name}-{length // 1024}k": Workload(
+        f"{name}-{length // 1024}k",
+        pool=256 * 1024 // length,
+        queries=16 * 1024 // length,
+        max_tokens=length,
+        batch_size=16 * 1024 // length,
+        shape=shape,
+        random=True,
+        device="cuda",
+        dtype="bfloat16",
+    )
+    for name, shape in (("qwen2.5-0.5b", _HALF), ("qwen2.5-1.5b", _LARGE))
+    for length in (1024, 8192)
+}
+
+
+def prepare(workload: Workload, store: Store) -> Path:
+    """The folder of a prepared workload; ValueError where it needs data that are not there."""
+    inputs = {"version": VERSION, **asdict(workload)}
+    real = workload.shape is not None and not workload.random
+    if real:
+        inputs |= {name: str(folder_of(name, workload.name)) for name in (DATA, TOKENIZER)}
+    made = store.make("bench", digest(inputs), inputs, lambda work: _build(workload, store, work))
+    return made.folder
+
+
+def folder_of(variable: str, workload: str) -> Path:
+    """The folder that an environment variable names."""
+    value = os.environ.get(variable)
+    if not value or not Path(value).is_dir():
+        files = "gsm8k_train.jsonl and gsm8k_test.jsonl" if variable == DATA else "tokenizer.json"
+        raise ValueError(
+            f"workload {workload!r}: {variable} is {value!r}; expected a folder with {files}"
+        )
+    return Path(value)
+
+
+def load(folder: Path) -> tuple[Pool, Pool]:
+    """Pool and queries of a prepared workload."""
+    return Pool.load(folder / "pool"), Pool.load(folder / "queries")
+
+
+def load_model(folder: Path, workload: Workload, kernel: str) -> Any:
+    """The model on its device, with attention `kernel` ("sdpa" is what transformers chooses)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "model", dtype=getattr(torch, workload.dtype), attn_implementation=kernel
+    )
+    return model.to(workload.device).eval()
+
+
+def _build(workload: Workload, store: Store, work: Path) -> dict[str, Any]:
+    if workload.shape is None:
+        pool, queries = _testbed(workload, store, work / "model")
+    elif workload.random:
+        pool, queries = _random(workload, workload.shape, work / "model")
+        _warm(workload, workload.shape, work / "warm")
+    else:
+        pool, queries = _real(workload, workload.shape, work / "model")
+    for name, made in (("pool", pool), ("queries", queries)):
+        (work / name).mkdir()
+        made.save(work / name)
+    return {"tokens": int(sum(len(tokens) for tokens in pool.input_ids))}
+
+
+def _testbed(workload: Workload, store: Store, folder: Path) -> tuple[Pool, Pool]:
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    from harness.data import testbed
+
+    spec = testbed.BASES["small"]
+    base = store.make(
+        "bench-base",
+        digest(asdict(spec)),
+        asdict(spec),
+        lambda work: {"loss": testbed.train_base(spec, work, _quiet)["final_loss"]},
+    )
+    shutil.copytree(base.folder, folder, ignore=shutil.ignore_patterns("meta.json"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = testbed.make_pool(testbed.PoolSpec(workload.pool))
+    asked = testbed.make_queries(workload.queries, 0)
+    return _tokenised(rows, tokenizer, workload), _tokenised(asked, tokenizer, workload)
+
+
+def _real(workload: Workload, shape: Shape, folder: Path) -> tuple[Pool, Pool]:
+    """GSM8K, spread evenly over the files, under a real tokenizer."""
+    from transformers import AutoTokenizer
+
+    data, source = (folder_of(name, workload.name) for name in (DATA, TOKENIZER))
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    _save_random(shape, len(tokenizer), workload, folder)
+    tokenizer.save_pretrained(folder)
+    found = []
+    for name, count in (("train", workload.pool), ("test", workload.queries)):
+        lines = (data / f"gsm8k_{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        chosen = lines[:: len(lines) // count][:count]
+        rows = [
+            {"id": f"{name}{i}", "prompt": f"{row['question']}\n", "response": row["answer"]}
+            for i, row in enumerate(map(json.loads, chosen))
+        ]
+        found.append(_tokenised(rows, tokenizer, workload))
+    return found[0], found[1]
+
+
+def _random(workload: Workload, shape: Shape, folder: Path) -> tuple[Pool, Pool]:
+    """Random tokens, as frequent as Zipf's law has words, a quarter of each example a prompt; all
+    of one length."""
+    import numpy as np
+
+    from harness.data.pool import IGNORED
+    from harness.data.testbed import build_tokenizer
+
+    _save_random(shape, 0, workload, folder)
+    build_tokenizer(folder)  # bergson asks for one; it is not used
+    rng = np.random.default_rng(0)
+    assert shape.vocabulary is not None
+    chances = 1 / np.arange(1, shape.vocabulary + 1)
+    chances /= chances.sum()
+    found = []
+    for prefix, count in (("d", workload.pool), ("q", workload.queries)):
+        size = (count, workload.max_tokens)
+        tokens = rng.choice(shape.vocabulary, size, p=chances).astype(np.int32)
+        labels = tokens.copy()
+        labels[:, : workload.max_tokens // 4] = IGNORED
+        found.append(Pool(tuple(f"{prefix}{i}" for i in range(count)), (*tokens,), (*labels,)))
+    return found[0], found[1]
+
+
+def _warm(workload: Workload, shape: Shape, folder: Path) -> None:
+    """What a first, untimed run sees: the same kernels at little cost."""
+    pool, queries = WARM_UP
+    small = replace(shape, layers=1, intermediate=2 * shape.hidden)
+    few = replace(workload, pool=pool, queries=queries, shape=small)
+    for name, made in zip(("pool", "queries"), _random(few, small, folder / "model"), strict=True):
+        (folder / name).mkdir()
+        made.save(folder / name)
+
+
+def _save_random(shape: Shape, tokens: int, workload: Workload, folder: Path) -> None:
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=shape.vocabulary or -(-tokens // 64) * 64,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_value_heads,
+        max_position_embeddings=workload.max_tokens,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]), torch.device(workload.device):
+        torch.manual_seed(0)
+        model = Qwen2ForCausalLM(config)
+    model.to(getattr(torch, workload.dtype)).save_pretrained(folder)
+
+
+def _tokenised(rows: list[Any], tokenizer: Any, workload: Workload) -> Pool:
+    from harness.experiment.config import DataConfig
+    from harness.data.dataset import Report, tokenise
+
+    config = DataConfig(dataset="testbed:", id="id", template="{prompt}")  # rows are at hand
+    report = Report(workload.name, rows=len(rows))
+    return tokenise(rows, config, tokenizer, workload.max_tokens, report)
+
+
+def _quiet(items: Iterable[Any], description: str = "", total: int | None = None) -> Iterable[Any]:
+    return items

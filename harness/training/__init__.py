@@ -1,0 +1,1 @@
+"""The shared fine-tuner, its checkpoints and trajectories."""

@@ -1,0 +1,171 @@
+"""Rows along a warm-up run, from an experiment file to chosen ids, on a tiny random model."""
+
+import json
+
+import numpy as np
+import pytest
+
+from harness.experiment import config
+from harness.selection import toy
+from harness.running import forecast, cell_record, plan
+from harness.training import trajectory
+from harness.running.builders import Builder
+from harness.running.run import Run
+from harness.selection.selector import no_progress
+from harness.running.signals import load_model
+from harness.experiment.stage import VERSIONS
+from harness.experiment.store import Store
+from harness.selection.subset import read_scores, read_subset
+
+TOML = """
+name = "along"
+[pool]
+dataset = "pool.jsonl"
+[model]
+base = "{base}"
+[train]
+learning_rate = 3e-3
+epochs = 1.0
+batch_size = 8
+max_tokens = 128
+[query]
+dataset = "queries.jsonl"
+[evaluate]
+tasks = ["mine"]
+engine = "hf"
+[[task]]
+name = "mine"
+data = "items.jsonl"
+[grid]
+fractions = [0.25, 0.5]
+seeds = [3, 4]
+[[selector]]
+name = "length"
+[[selector]]
+name = "tracin"
+rows = [{{}}, {{ loss = "sum" }}, {{ checkpoints = 2 }}]
+[[selector]]
+name = "less"
+rows = [{{ minimum = 8, epochs = 2.0 }}]
+[[selector]]
+name = "gradcos"
+[[selector]]
+name = "self_influence"
+"""
+LESS = "less/minimum=8-epochs=2.0"
+
+
+def rows(pool):
+    columns = zip(pool.column("prompt"), pool.column("response"), strict=True)
+    return [{"prompt": prompt, "response": response} for prompt, response in columns]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("along")
+    toy.models()[0].save_pretrained(folder / "base")
+    toy.tokenizer().save_pretrained(folder / "base")
+    data = {
+        "pool": rows(toy.make_pool()),
+        "queries": rows(toy.make_queries().pool),
+        "items": [{"id": "i", "prompt": "1+1=?", "answer": "2"}],
+    }
+    for name, lines in data.items():
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / f"{name}.jsonl").write_text(text)
+    path = folder / "along.toml"
+    path.write_text(TOML.format(base=folder / "base"))
+    return plan.make(config.load(path), path)
+
+
+@pytest.fixture(scope="module")
+def store(made, tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+def build(made, store, row):
+    """The stored subset of a row at half the pool."""
+    subset = made.cell(f"{row}@0.5#3").subset
+    for stage in subset.ancestry():
+        if stage.kind != "model":
+            builder = Builder(stage, store, no_progress, dict)
+            store.make(stage.kind, stage.key, stage.recipe, builder.build)
+    return subset
+
+
+def runs(made):
+    """The warm-up runs of the plan by row."""
+    found = {}
+    for cell in made.cells:
+        if cell.subset is not None and "scores" in cell.subset.parents:
+            stage = cell.subset.parents["scores"].parents.get("trajectory")
+            found.setdefault(cell.row.row, set()).add(stage and stage.key)
+    return found
+
+
+def test_rows_that_look_along_the_same_run_share_it(made):
+    keys = runs(made)
+    assert all(len(found) == 1 for found in keys.values())  # over fractions and seeds
+    assert keys["tracin"] == keys["tracin/sum"]
+    assert len(set.union(keys["tracin"], keys["tracin/checkpoints=2"], keys[LESS])) == 3
+    assert keys["gradcos"] == keys["self_influence"] == keys["length"] == {None}
+
+
+def test_the_forecast_shows_runs_and_their_disk(made, tmp_path):
+    found = forecast.forecast(made, Store(tmp_path))
+    assert found["jobs"]["trajectory"] == 3
+    needs = {row["row"]: row["needs"] for row in found["rows"]}
+    assert needs["tracin"] == needs[LESS] == "trajectory, queryset"
+    assert needs["gradcos"] == "reference, queryset"
+    # 4 + 2 + 4 checkpoints on the way, the last 4 with moments: three copies of the model each.
+    trained = found["jobs"]["checkpoint"]
+    parameters = toy.models()[0].num_parameters()
+    disk = (trained + 4 + 2 + 3 * 4) * 4 * parameters / 2**30
+    [note] = [note for note in found["notes"] if "of disk for" in note]
+    assert f"{disk:.2g} GiB of disk for {trained + 10} checkpoints" in note
+
+
+@pytest.mark.parametrize("row", ["tracin", LESS, "gradcos", "self_influence"])
+def test_from_the_file_to_the_chosen_ids(made, store, row):
+    subset = build(made, store, row)
+    chosen = read_subset(store.folder(subset.kind, subset.key))
+    scores = subset.parents["scores"]
+    columns = read_scores(store.folder(scores.kind, scores.key))
+    order = np.argsort(-np.asarray(columns["score"]), kind="stable")[:24]
+    assert set(chosen) == {columns["id"][p] for p in order}
+    cost = cell_record.selection_cost(subset, store)
+    training = {"gradcos": "reference", "self_influence": "reference"}.get(row, "trajectory")
+    fitted = {"curvature"} if row == "self_influence" else set()
+    assert set(cost["select_parts"]) == {"choose", training} | fitted
+    run = store.get(scores.parents[training].kind, scores.parents[training].key)
+    parameters = toy.models()[0].num_parameters()
+    scoring = store.get(scores.kind, scores.key).info["operations"]
+    assert scoring > 0
+    expected = parameters * (6 * run.info["train"]["tokens"] + scoring)
+    assert cost["select_flops"] == pytest.approx(expected)
+    if training == "reference":
+        spent = cell_record.training_flops(scores.parents[training], store)
+        assert spent == 6 * parameters * run.info["train"]["tokens"]
+
+
+def test_the_stored_run_is_the_one_that_was_asked_for(made, store):
+    for row, steps in (("tracin", [2, 3, 5, 6]), (LESS, [1, 2])):
+        stage = build(made, store, row).parents["scores"].parents["trajectory"]
+        base = made.cell("base@0#0").samples["mine"].parents["model"].where["path"]
+        folder = store.folder(stage.kind, stage.key)
+        found = trajectory.load_trajectory(folder, lambda base=base: load_model(base, "cpu"))
+        assert [checkpoint.step for checkpoint in found] == steps
+        assert all(0 < checkpoint.rate <= 3e-3 for checkpoint in found)
+
+
+def test_a_new_code_version_of_runs_remakes_what_follows(made, tmp_path, monkeypatch):
+    def stages():
+        again = plan.make(made.experiment, made.file)
+        store = Store(tmp_path)
+        return {s.label: s.key for job in Run(again, store, tmp_path).jobs() for s in job.stages}
+
+    before = stages()
+    monkeypatch.setattr("harness.experiment.stage.VERSIONS", {**VERSIONS, "trajectory": -1})
+    changed = {label for label, key in stages().items() if before[label] != key}
+    assert "scores of tracin" in changed
+    assert not [label for label in changed if "gradcos" in label or "length" in label]

@@ -1,0 +1,216 @@
+"""Simulated tables have the truth they claim; methods agree with the suite, scipy, statsmodels."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
+
+from harness.stats import Outcome, bootstrap, difference, estimate, sign_flip
+from harness.studies.intervals import draw, methods, tried
+from harness.studies.intervals.design import STRUCTURES, Aim, Point, Protocol
+from harness.studies.intervals.squares import squares
+
+
+def rng_of(seed):
+    return np.random.default_rng(seed)
+
+
+def tables_of(seed, tables=12, seeds=4, items=15, structure="uniform", spread=0.05):
+    rng, kind = rng_of(seed), STRUCTURES[structure]
+    chance = draw.chances(rng, kind, tables, items)
+    return draw.outcomes(rng, kind, chance, seeds, spread)
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_the_truth_is_the_mean_over_new_seeds_and_items(name):
+    kind, rng = STRUCTURES[name], rng_of(0)
+    chance = draw.chances(rng, kind, 4000, 30)
+    assert kind.slope == pytest.approx((chance * (1 - chance)).mean(), abs=0.002)
+    for arm in (chance, draw.moved(rng, kind, chance, 0.25)):
+        found = draw.outcomes(rng, kind, arm, 3, 0.05).mean(axis=(1, 2))
+        assert found.mean() == pytest.approx(kind.mean, abs=4 * found.std() / np.sqrt(4000))
+    shifted = draw.outcomes(rng, kind, chance, 3, 0.0, shift=0.04).mean()
+    assert shifted == pytest.approx(kind.mean + 0.04, abs=0.006)
+
+
+def test_a_seed_moves_the_accuracy_by_its_effect():
+    kind, rng = STRUCTURES["uniform"], rng_of(1)
+    chance = draw.chances(rng, kind, 400, 1500)
+    means = draw.outcomes(rng, kind, chance, 5, 0.05).mean(axis=2)
+    # Seed effects and the binomial variance of 1,500 answers given their chances.
+    expected = 0.05**2 + kind.slope / 1500
+    assert means.var(axis=1, ddof=1).mean() == pytest.approx(expected, rel=0.1)
+
+
+def test_decodes_are_settled_for_half_of_the_pairs():
+    chance = np.full((100, 500), 0.3, dtype=np.float32)
+    found = draw.outcomes(rng_of(2), STRUCTURES["decodes"], chance, 4, 0.0)
+    shares = [(found == k / 4).mean() for k in range(5)]
+    expected = 0.5 * stats.binom.pmf(range(5), 4, 0.3) + 0.5 * np.array([0.7, 0, 0, 0, 0.3])
+    np.testing.assert_allclose(shares, expected, atol=0.004)
+
+
+def test_clusters_lie_side_by_side_and_are_alike():
+    kind = STRUCTURES["clusters"]
+    assert kind.clusters(11) == (0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3)
+    assert kind.clusters(40)[-1] == 9
+    assert STRUCTURES["uniform"].clusters(40) == ()
+    rank = stats.norm.ppf((draw.chances(rng_of(3), kind, 6000, 5).astype(float) - 0.15) / 0.7)
+    correlation = np.corrcoef(rank[np.isfinite(rank).all(axis=1)].T)
+    assert correlation[0, 1] == pytest.approx(0.5, abs=0.05)
+    assert correlation[1, 2] == pytest.approx(0.0, abs=0.05)
+
+
+def test_a_quarter_of_the_items_moves_with_its_cluster():
+    kind = STRUCTURES["clusters"]
+    chance = draw.chances(rng_of(4), kind, 2000, 20)
+    changed = draw.moved(rng_of(5), kind, chance, 0.25) != chance
+    assert changed.mean() == pytest.approx(0.25, abs=0.01)
+    assert (changed[:, 0] == changed[:, 1]).all()
+    assert not (changed[:, 1] == changed[:, 2]).all()
+
+
+@pytest.mark.parametrize("structure", ["uniform", "clusters"])
+def test_the_default_is_that_of_the_suite(structure):
+    a, b = tables_of(6, structure=structure), tables_of(7, structure=structure)
+    b[0] = a[0]  # no difference at all
+    b[1] = a[1] - a[1, :, ::-1] / 4 if structure == "uniform" else b[1]
+    b = np.clip(b, 0.0, 1.0)
+    clusters = STRUCTURES[structure].clusters(15)
+    labels = {"task": tuple(map(str, clusters))} if clusters else None
+    mean, _ = methods.two_way_exact(a, squares(a, clusters), 0.05, 0.0, clusters)
+    gap, told = methods.two_way_exact(b - a, squares(b - a, clusters), 0.3, -1.0, clusters)
+    for at in range(len(a)):
+        one, other = (Outcome.of({"task": t[at]}, clusters=labels) for t in (a, b))
+        suite, paired = estimate(one), difference(other, one, alpha=0.3)
+        found = [mean.low[at], mean.high[at], gap.low[at], gap.high[at], told[at]]
+        expected = [suite.ci_low, suite.ci_high, paired.ci_low, paired.ci_high, paired.p < 0.3]
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert 0 < told.sum() < len(told)
+
+
+def test_satterthwaite_by_hand():
+    # V_r = 1/36, V_i = 1/12, V_e = 1/36; df = (1/144) / (1/1296 + 1/288 + 1/2592) = 1.5.
+    found = methods.satterthwaite(squares(np.array([[[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]])))
+    assert (found.se[0] ** 2, found.df[0]) == pytest.approx((1 / 12, 1.5))
+
+
+def test_seeds_only_is_the_t_test_of_scipy():
+    by_seed = squares(tables_of(8)).by_seed - 0.45
+    found, expected = methods.seeds_only(by_seed), stats.ttest_1samp(by_seed, 0.0, axis=1)
+    np.testing.assert_allclose(found.p(), expected.pvalue)
+    interval = expected.confidence_interval(0.95)
+    np.testing.assert_allclose(found.bounds(0.05, -1.0), [interval.low, interval.high])
+
+
+def test_pooled_wilson_is_that_of_statsmodels():
+    table = tables_of(9)
+    low, high = methods.pooled_wilson(squares(table).mean, 60, 0.05)
+    expected = proportion_confint(table.sum(axis=(1, 2)), 60, method="wilson")
+    np.testing.assert_allclose((low, high), expected)
+
+
+def test_items_only_is_the_standard_error_over_items():
+    table = tables_of(10)
+    half = 1.959964 * stats.sem(table.mean(axis=1).astype(float), axis=1)
+    found = methods.items_only(squares(table), 0.05)
+    np.testing.assert_allclose(found.high - found.low, 2 * half, rtol=1e-5)
+
+
+def test_unpaired_adds_the_variances_of_both():
+    a, b = tables_of(11), tables_of(12)
+    found = methods.unpaired(squares(b), squares(a))
+    one, other = (methods.satterthwaite(squares(table[3:4])) for table in (a, b))
+    se = float(np.hypot(one.se, other.se)[0])
+    df = se**4 / float((one.se**4 / one.df + other.se**4 / other.df)[0])
+    assert found.se[3] == pytest.approx(se)
+    assert found.p()[3] == pytest.approx(2 * stats.t.sf(abs(other.mean - one.mean)[0] / se, df))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 7])
+def test_sign_flips_are_those_of_the_suite(seeds):
+    by_seed = rng_of(13).normal(size=(20, seeds)).round(1)
+    expected = [sign_flip(row) for row in by_seed]
+    np.testing.assert_allclose(methods.sign_flips(by_seed), expected)
+
+
+def test_the_bootstrap_is_that_of_the_suite():
+    a, b = tables_of(14), tables_of(15)
+    drawn = methods.bootstrapped((a, b), rng_of(0), 200)
+    own, gap = (methods.percentile(x, 0.05) for x in (drawn[0], drawn[1] - drawn[0]))
+    expected = bootstrap({"task": np.concatenate([a, b]).astype(float)}, rng_of(0), draws=200)
+    np.testing.assert_allclose(own.low, expected.ci_low[:12])
+    # The suite pairs with one reference: the first table of `a`.
+    np.testing.assert_allclose(gap.high[0], expected.diff_high[12])
+
+
+def test_intervals_are_cut_where_nothing_can_lie():
+    found = methods.around(np.array([0.1, 0.9]), np.array([0.2, 0.3]), 0.0)
+    np.testing.assert_allclose(found.low, [0.0, 0.6])
+    np.testing.assert_allclose(found.high, [0.3, 1.0])
+    assert found.half == pytest.approx((0.3 + 0.4) / 4)
+    assert found.hold(0.7).tolist() == [False, True]
+
+
+def test_tried_intervals_by_hand():
+    # Seed means 1/2, 1, 1/2; item means 1, 1/3: V_r = 1/36, V_i = 1/9, V_e = 1/36.
+    # Satterthwaite: Var = 1/9, df = (1/81) / (1/2592 + 1/81 + 1/2592) = 16/17, below R - 1 = 2.
+    found = squares(np.array([[[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]]]))
+    assert [float(x[0]) for x in found[1:4]] == pytest.approx([1 / 36, 1 / 9, 1 / 36])
+    t_r, t_i = stats.t.ppf(0.975, 2), stats.t.ppf(0.975, 1)
+    half = {name: float(value[0]) for name, value in tried.half_widths(found, 0.05).items()}
+    assert half[tried.FLOOR] == pytest.approx(t_r / 3)
+    assert half[tried.PARTS] == pytest.approx(t_i / 3)
+    assert methods.satterthwaite(found).df[0] == pytest.approx(16 / 17)
+    assert half[tried.FULL] == pytest.approx(np.sqrt(t_r**2 / 36 + t_i**2 / 12))
+
+
+def test_the_default_for_differences_is_never_narrower_than_seeds_only():
+    gap = squares(tables_of(16) - tables_of(17))
+    half = methods.two_way(gap, differences=True).half(0.005)
+    alone = methods.seeds_only(gap.by_seed)
+    assert (half >= stats.t.ppf(0.9975, 3) * alone.se - 1e-12).all()
+
+
+def test_generalised_is_t_where_seeds_are_all_the_variance():
+    by_seed = np.repeat(rng_of(18).normal(0.5, 0.1, (5, 6, 1)), 4, axis=2)
+    found = squares(by_seed)
+    half = tried.generalised(found, rng_of(0), 200_000, 0.05)
+    np.testing.assert_allclose(half, stats.t.ppf(0.975, 5) * np.sqrt(found.v_r), rtol=0.02)
+
+
+def test_a_point_has_its_own_numbers_whatever_else_is_simulated():
+    few = Protocol(structures=("beta",), seeds=(3,), items=(40,), tables_fewest=100)
+    point = Point("beta", 3, 40, 0.02)
+    first, again = (p.generators(point)[0].random(3) for p in (few, Protocol()))
+    assert first.tolist() == again.tolist()
+    starts = [Protocol().generators(p)[0].random() for p in (*Protocol().points, *Protocol().aims)]
+    assert len(set(starts)) == len(starts) == 124
+    assert len(Protocol().generators(point)) == 100
+    assert len(Protocol().generators(Point("beta", 5, 40, 0.02))) == 20
+
+
+def test_the_grid_is_that_of_the_specification():
+    protocol = Protocol()
+    expected = itertools.product((3, 5, 10), (40, 300, 1319), (0.0, 0.02, 0.05))
+    found = {(p.seeds, p.items, p.spread) for p in protocol.points if p.structure == "clusters"}
+    assert found == set(expected)
+    assert min(protocol.size(place) for place in protocol.points) == 2000
+    assert Protocol.from_dict(protocol.as_dict()) == protocol
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Protocol(structures=("even",)), r"\['even'\]; expected some of"),
+        (lambda: Protocol(tables=150), "tables is 150; expected a multiple of 100"),
+        (lambda: Protocol(seeds=(1, 3)), "expected two or more"),
+        (lambda: Aim(40, 0.02, 0.0), "expected one of them"),
+        (lambda: Aim(40, 0.02, 0.0, delta=0.1, seeds=3), "expected one of them"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,265 @@
+"""The study of the statistics, small: counts by hand, marks, resuming, the report alone."""
+
+import dataclasses
+import json
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+from scipy import stats
+from typer.testing import CliRunner
+
+from harness.reporting import tables
+from harness.stats import Outcome, detectable, difference, estimate, holm, seeds_needed
+from harness.studies.__main__ import app
+from harness.studies.intervals import draw, study, telling
+from harness.studies.intervals.design import STRUCTURES, Aim, Point, Protocol
+from harness.studies.intervals.measure import MANY, MET, NARROW, WIDE, Cell, Rate, mark, measure, tallied
+from harness.studies.intervals.methods import BOOTSTRAP, FLIPS, IGNORED, ITEMS, POOLED, SATTERTHWAITE, SEEDS, TWO_WAY, UNPAIRED
+from harness.studies.intervals.simulate import DIFFERENCE, EQUAL, FAMILY, MEAN, MOVED, Batch
+from harness.studies.intervals.simulate import simulate as counted
+from harness.studies.intervals.power import answer
+from harness.studies.intervals.report import CSV_COLUMNS, build
+from harness.studies.intervals.tried import FULL, TRIED
+
+SMALL = Protocol(
+    structures=("beta", "clusters"),
+    seeds=(3,),
+    items=(12,),
+    spreads=(0.05,),
+    aims=(Aim(12, 0.02, 0.25, delta=0.4), Aim(12, 0.0, 0.25, seeds=6)),
+    tables=20,
+    tables_fewest=20,
+    batch=10,
+    draws=40,
+    family=3,
+)
+
+
+@pytest.mark.parametrize("point", SMALL.points, ids=lambda point: point.structure)
+def test_counts_are_those_of_a_loop_over_tables(point):
+    """Every table once more through `harness.stats` and scipy, one by one."""
+    clusters = point.kind.clusters(12)
+    labels = {"task": tuple(map(str, clusters))} if clusters else None
+    expected = dict.fromkeys([(MEAN, TWO_WAY), (MEAN, SEEDS), (DIFFERENCE, TWO_WAY)], 0)
+    expected |= dict.fromkeys([(EQUAL, TWO_WAY), (EQUAL, SEEDS), (FAMILY, TWO_WAY)], 0)
+    expected |= {(MOVED, TWO_WAY): 0}
+    halves = []
+
+    def near(values, truth):
+        return abs(values.mean() - truth) <= stats.t.ppf(0.975, 2) * stats.sem(values)
+
+    for rng in SMALL.generators(point):
+        batch = Batch.of(SMALL, point, rng)
+        for at in range(10):
+            own, *equal = (
+                Outcome.of({"task": t[at].astype(float)}, clusters=labels)
+                for t in (batch.reference, *batch.equal)
+            )
+            others = [
+                Outcome.of({"task": t[at].astype(float)}, clusters=labels) for t in batch.others
+            ]
+            found = estimate(own)
+            halves.append((found.ci_high - found.ci_low) / 2)
+            expected[MEAN, TWO_WAY] += found.ci_low <= 0.5 + 0.25 * (not clusters) <= found.ci_high
+            expected[MEAN, SEEDS] += near(own.seed_means, point.kind.mean)
+            pairs = [[difference(one, own) for one in arm] for arm in (equal, others)]
+            expected[EQUAL, TWO_WAY] += pairs[0][0].p < 0.05
+            expected[DIFFERENCE, TWO_WAY] += pairs[1][0].p >= 0.05
+            expected[EQUAL, SEEDS] += not near(equal[0].seed_means - own.seed_means, 0.0)
+            for quantity, family in zip((FAMILY, MOVED), pairs, strict=True):
+                verdicts = {one.verdict for one in holm(family)}
+                expected[quantity, TWO_WAY] += verdicts != {"tie"}
+    found = counted(point, SMALL)
+    assert {key: found[key[0]][key[1]]["count"] for key in expected} == expected
+    assert found[MEAN][TWO_WAY]["half"] == pytest.approx(np.mean(halves), rel=1e-6)
+
+
+def test_all_methods_are_counted():
+    found = counted(SMALL.points[1], SMALL)
+    common = {TWO_WAY, SATTERTHWAITE, BOOTSTRAP, SEEDS, IGNORED, *TRIED}
+    assert set(found[MEAN]) == common | {POOLED, ITEMS}
+    assert set(found[DIFFERENCE]) == set(found[EQUAL]) == common | {FLIPS, UNPAIRED}
+    assert set(found[FAMILY]) == set(found[MOVED])
+    assert {TWO_WAY, SATTERTHWAITE, SEEDS, FLIPS, UNPAIRED} < set(found[FAMILY])
+    # Three seeds: sign flips cannot fall below 0.25, whatever the tables.
+    assert found[EQUAL][FLIPS]["count"] == 0
+    assert found[DIFFERENCE][FLIPS] == {"count": 20}
+
+
+def test_the_counts_of_this_revision():
+    """A change here without a new `revision` would leave committed counts that nothing gives."""
+    protocol = dataclasses.replace(Protocol(), tables_fewest=400)
+    assert protocol.revision == 2
+    found = counted(Point("beta", 3, 40, 0.05), protocol)
+    counts = {quantity: found[quantity][TWO_WAY]["count"] for quantity in found}
+    assert counts == {MEAN: 381, DIFFERENCE: 396, EQUAL: 15, FAMILY: 7, MOVED: 4}
+    assert found[MEAN][BOOTSTRAP]["count"] == 384
+    assert found[FAMILY][FULL]["count"] == 15
+
+
+def test_power_of_the_seeds_that_the_formula_asks_for():
+    found = answer(SMALL.aims[0], SMALL)
+    assert found["seeds"] == seeds_needed(found["sd"], 0.4)
+    assert found["delta"] == 0.4
+    # Binomial variance given the items, twice, and the seeds' own.
+    kind = STRUCTURES["uniform"]
+    assert found["sd"] == pytest.approx(math.sqrt(2 * (kind.slope / 12 + 0.02**2)), rel=0.15)
+    assert 0 <= found["found"][SEEDS] <= 20
+
+
+def test_power_at_the_difference_that_the_formula_names():
+    found = answer(SMALL.aims[1], SMALL)
+    assert found["seeds"] == 6
+    named = []
+    for rng in SMALL.generators(SMALL.aims[1]):
+        kind = STRUCTURES["uniform"]
+        chance = draw.chances(rng, kind, 10, 12)
+        changed = draw.moved(rng, kind, chance, 0.25)
+        gaps = draw.outcomes(rng, kind, changed, 6, 0.0, 0.0)
+        gaps -= draw.outcomes(rng, kind, chance, 6, 0.0, -0.0)
+        for table in gaps.astype(float):
+            both = [Outcome.of(np.clip(sign * table, 0, 1)) for sign in (1, -1)]
+            spread = difference(*both).spread
+            named.append(detectable(spread))
+    assert found["delta"] == pytest.approx(np.mean(named), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (1900, MET),
+        (1860, MET),  # 93% itself
+        (1850, NARROW + "?"),  # 92.5%, error 0.6: within two errors of 93%
+        (1820, NARROW),  # 91%, error 0.6
+        (1945, WIDE + "?"),  # 97.25%, error 0.4
+        (1970, WIDE),
+        (2000, WIDE),
+    ],
+)
+def test_marks_of_coverage(count, expected):
+    assert mark(Rate(count, 2000), 0.93, 0.97, NARROW, WIDE) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(0, MET), (120, MET), (130, MANY + "?"), (150, MANY)]
+)
+def test_marks_of_tests(count, expected):
+    assert mark(Rate(count, 2000), 0.0, 0.06, MET, MANY) == expected
+
+
+def test_the_monte_carlo_error_is_that_of_a_share():
+    assert Rate(1900, 2000).error == pytest.approx(math.sqrt(0.95 * 0.05 / 2000))
+
+
+def test_points_are_tallied_by_mark():
+    points = [Point("beta", 3, n, 0.0) for n in (40, 300, 1319)]
+    rates = [Rate(900, 1000), Rate(950, 1000), Rate(999, 1000)]
+    cells = [
+        Cell(point, MEAN, SEEDS, rate, half, mark(rate, 0.93, 0.97, NARROW, WIDE))
+        for point, rate, half in zip(points, rates, (0.1, 0.2, 0.4), strict=True)
+    ]
+    default = [dataclasses.replace(cell, half=0.1) for cell in cells]
+    found = tallied(cells, default)
+    assert (found.points, found.met, found.narrow, found.wide, found.near) == (3, 1, 1, 1, 0)
+    assert (found.lowest, found.highest) == (cells[0], cells[2])
+    assert found.missed == 2
+    assert found.width == pytest.approx(2.0)  # (1 * 2 * 4) ** (1/3)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Results of the small study, by one worker."""
+    folder = tmp_path_factory.mktemp("results") / "statistics"
+    study.run(SMALL, folder, 1, Console(quiet=True))
+    return folder
+
+
+def test_a_killed_study_continues_where_it_was(written, tmp_path):
+    whole = (written / study.COUNTS).read_bytes()
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / study.PROTOCOL).write_bytes((written / study.PROTOCOL).read_bytes())
+    lines = whole.decode().splitlines(keepends=True)
+    # The line that is there is kept as it is: nobody simulates it again.
+    kept = lines[1].replace('"count": ', '"count": 1')
+    (folder / study.COUNTS).write_text(kept)
+    study.run(SMALL, folder, 2, Console(quiet=True))
+    assert (folder / study.COUNTS).read_text().splitlines(keepends=True) == [
+        kept if number == 1 else line for number, line in enumerate(lines)
+    ]
+
+
+def test_counts_of_another_protocol_are_not_kept(written, tmp_path):
+    for name in (study.PROTOCOL, study.COUNTS):
+        (tmp_path / name).write_bytes((written / name).read_bytes())
+    wider = dataclasses.replace(SMALL, seeds=(3, 5))
+    assert len(study._counted(wider, tmp_path)) == 4
+    raised = dataclasses.replace(SMALL, revision=3)
+    assert study._counted(raised, tmp_path) == {}
+    assert not (tmp_path / study.COUNTS).exists()
+
+
+def test_measured_numbers_are_those_of_the_counts(written):
+    found = measure(written)
+    lines = (written / study.COUNTS).read_text().splitlines()
+    first = json.loads(lines[0])
+    point = Point(**first["point"])
+    for method, entry in first["counts"][DIFFERENCE].items():
+        cell = found.places[point, DIFFERENCE, method]
+        assert cell.rate == Rate(entry["count"], 20)
+        assert cell.half == pytest.approx(entry.get("half", math.nan), nan_ok=True)
+    assert [power.test for power in found.powers] == [SEEDS, TWO_WAY]
+
+
+def test_what_is_missing_is_said(written, tmp_path):
+    for name in (study.PROTOCOL, study.COUNTS, study.FACTS):
+        (tmp_path / name).write_bytes((written / name).read_bytes())
+    lines = (tmp_path / study.COUNTS).read_text().splitlines(keepends=True)
+    (tmp_path / study.COUNTS).write_text("".join(lines[:-1]))
+    with pytest.raises(ValueError, match="lacks the counts of 1 points, the first Aim"):
+        measure(tmp_path)
+
+
+def test_the_same_counts_give_the_same_report(written, tmp_path):
+    first, second = (build(written, tmp_path / name) for name in ("one", "two"))
+    assert [path.suffix for path in first] == [".md", ".csv", ".tex", ".svg", ".png", ".pdf"]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(first, second, strict=True))
+    table = pd.read_csv(tmp_path / "one" / "statistics.csv")
+    assert tuple(table.columns) == CSV_COLUMNS
+    own = table[(table["quantity"] == MEAN) & (table["method"] == TWO_WAY)]
+    np.testing.assert_allclose(own["share"], own["count"] / own["tables"])
+    page = (tmp_path / "one" / "statistics.md").read_text()
+    for subject, said in telling.sentences(measure(written)).items():
+        assert f"**{subject}**" in page
+        assert page.count(f"- {tables.markdown_text(said[-1])}\n") == 1
+
+
+def test_a_method_that_misses_is_named_with_its_number(written):
+    """Counts made up: the default covers 60%, seeds only everything it should."""
+    found = measure(written)
+    cells = []
+    for cell in found.cells:
+        rate = Rate({TWO_WAY: 1200, SEEDS: 1900}.get(cell.method, 1000), 2000)
+        judged = mark(rate, 0.93, 0.97, NARROW, WIDE)
+        changed = dataclasses.replace(cell, rate=rate, mark=judged)
+        cells.append(changed if cell.quantity == MEAN else cell)
+    told = telling.sentences(dataclasses.replace(found, cells=tuple(cells)))
+    said = " ".join(told["Means"])
+    assert "at 0 of 2 points its 95% interval holds the truth" in said
+    assert "too narrow at 2, lowest 60.0% with 3 seeds, 12 items, seed SD 5, beta" in said
+    assert "The default does not miss least: seeds only does." in said
+
+
+def test_the_command_rebuilds_what_is_there(written, tmp_path):
+    arguments = ["report", "--results", str(written.parent), "--reports", str(tmp_path)]
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 0, ended.output
+    assert sorted(path.name for path in tmp_path.iterdir())[0] == "statistics.csv"
+    arguments[2] = str(tmp_path)
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 2
+    assert "no finished study" in re.sub(r"[\s│]+", " ", ended.output)

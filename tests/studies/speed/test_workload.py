@@ -1,0 +1,179 @@
+"""Shapes of the measured models, what is refused, and one engine from end to end on a toy."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from harness.studies.speed.__main__ import main, processor
+from harness.studies.speed.workload import GPU_WORKLOADS, WORKLOADS, Shape, Workload, load, load_model, prepare
+from harness.experiment.store import Store
+
+TOY = Workload(
+    "toy",
+    pool=24,
+    queries=4,
+    max_tokens=16,
+    batch_size=5,
+    shape=Shape(32, 48, 2, heads=4, key_value_heads=2, vocabulary=64),
+    random=True,
+)
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    return prepare(TOY, Store(tmp_path / "store"))
+
+
+def parameters(shape, vocabulary):
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_value_heads,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        model = Qwen2ForCausalLM(config)
+    norms = (2 * shape.layers + 1) * shape.hidden
+    total = sum(p.numel() for p in model.parameters())
+    assert total == shape.body + norms + vocabulary * shape.hidden
+    return total
+
+
+def test_the_small_model_has_ten_million_parameters_a_third_in_its_body():
+    shape = WORKLOADS["qwen2-10m"].shape
+    total = parameters(shape, 50304)
+    assert 9.5e6 < total < 10.5e6
+    assert shape.body / total > 0.33
+
+
+def test_the_large_models_have_the_size_of_their_name():
+    sizes = {name: parameters(w.shape, w.shape.vocabulary) for name, w in GPU_WORKLOADS.items()}
+    assert set(sizes) == {f"qwen2.5-{s}-{k}" for s in ("0.5b", "1.5b") for k in ("1k", "8k")}
+    assert all(0.45e9 < size < 0.55e9 for name, size in sizes.items() if "0.5b" in name)
+    assert all(1.5e9 < size < 1.6e9 for name, size in sizes.items() if "1.5b" in name)
+
+
+def test_gpu_workloads_hold_as_many_tokens_whatever_the_length():
+    assert {w.pool * w.max_tokens for w in GPU_WORKLOADS.values()} == {256 * 1024}
+
+
+def test_a_prepared_workload_is_made_once(prepared, tmp_path):
+    assert prepare(TOY, Store(tmp_path / "store")) == prepared
+    pool, queries = load(prepared)
+    assert (len(pool), len(queries)) == (24, 4)
+    assert {len(tokens) for tokens in pool.input_ids} == {16}
+    assert set(pool.response_lengths) == {12}
+
+
+@pytest.mark.parametrize("value", [None, "/nowhere"])
+def test_a_missing_folder_is_named(monkeypatch, tmp_path, capsys, value):
+    if value is None:
+        monkeypatch.delenv("COTSIEVE_REAL_DATA", raising=False)
+    else:
+        monkeypatch.setenv("COTSIEVE_REAL_DATA", value)
+    store = str(tmp_path / "store")
+    assert main(["influence", "--workload", "qwen2-10m", "--store", store]) == 2
+    assert f"COTSIEVE_REAL_DATA is {value!r}; expected a folder" in capsys.readouterr().err
+
+
+def test_unknown_workloads_are_named(capsys):
+    assert main(["influence", "--workload", "nothing"]) == 2
+    assert "'nothing' does not exist; expected one of testbed" in capsys.readouterr().err
+
+
+def test_the_processor_is_read_from_the_system(tmp_path):
+    about = tmp_path / "cpuinfo"
+    about.write_text("vendor_id\t: Some\nmodel name\t: Some Processor 9\n")
+    assert processor(about) == "Some Processor 9"
+    assert processor(tmp_path / "missing")
+
+
+def test_our_scores_are_exact_under_our_own_curvature(prepared, tmp_path, monkeypatch):
+    from harness.studies.speed import engines, exact, process
+
+    monkeypatch.setitem(process.WORKLOADS, "toy", TOY)
+    out = tmp_path / "out"
+    out.mkdir()
+    job = {
+        "work": "run",
+        "engine": "ours",
+        "workload": "toy",
+        "source": str(prepared),
+        "threads": 1,
+        "keep_factors": True,
+    }
+    process.main(job, out)
+    found = exact.scores(prepared, TOY, {"ours": process._read(out)}, engines.DAMPING)["ours"]
+    scores = np.load(out / "scores.npy")
+    np.testing.assert_allclose(scores, found, rtol=1e-3, atol=1e-4 * np.abs(found).max())
+
+
+def test_exact_scores_are_made_where_factors_are_not_written(prepared, tmp_path, monkeypatch):
+    from harness.studies.speed import exact, process
+
+    monkeypatch.setitem(process.WORKLOADS, "toy", TOY)
+    # As of a large model with long examples: few of them, layer by layer.
+    monkeypatch.setattr(exact, "LARGE", 1)
+    monkeypatch.setattr(exact, "TOKENS", 6 * TOY.max_tokens)
+    monkeypatch.setattr(exact, "LONG", 1)
+    job = {"work": "run", "engine": "ours", "workload": "toy", "source": str(prepared)}
+    process.main({**job, "threads": 1, "exact": True}, tmp_path)
+    assert not (tmp_path / "factors.safetensors").exists()
+    expected = json.loads((tmp_path / "exact.json").read_text())["ours"]
+    scores = np.load(tmp_path / "scores.npy")[exact.positions(TOY.pool, 6)]
+    np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-4 * np.abs(scores).max())
+
+
+def test_the_first_run_sees_one_layer_of_the_same_width(prepared):
+    model = load_model(prepared / "warm", TOY, "eager")
+    assert model.config.num_hidden_layers == 1
+    assert model.config.hidden_size == TOY.shape.hidden
+    assert [len(part) for part in load(prepared / "warm")] == [8, 2]
+
+
+def test_gpu_workloads_are_refused_without_a_gpu(capsys, monkeypatch):
+    monkeypatch.setattr("harness.studies.speed.__main__.has_cuda", lambda: False)
+    assert main(["influence", "--workload", "qwen2.5-0.5b-8k"]) == 2
+    assert "needs a CUDA device" in capsys.readouterr().err
+
+
+def test_perplexity_passes_agree_on_what_they_compute(prepared):
+    import torch
+
+    from harness.studies.speed import engines
+    from harness.studies.speed.workload import load_model
+    from harness.influence.batches import batches
+
+    model = load_model(prepared, TOY, "sdpa")
+    pool, _ = load(prepared)
+    for batch in batches(pool, 5, torch.device("cpu")):
+        with torch.no_grad():
+            found = engines._mean_losses(model, batch)
+            for row, loss in enumerate(found):
+                plain = model(
+                    input_ids=batch.input_ids[row][None], labels=batch.labels[row][None]
+                ).loss
+                assert float(loss) == pytest.approx(float(plain), rel=1e-5)
+
+
+def test_a_pool_is_repeated_under_new_ids(prepared):
+    from harness.studies.speed.engines import repeated
+
+    pool, _ = load(prepared)
+    more = repeated(pool, 50)
+    assert len(set(more.ids)) == len(more) == 50
+    assert more.input_ids[24] is pool.input_ids[0]
+    assert len(repeated(pool, 3)) == 3
+
+
+def test_a_workload_is_cut_apart_by_its_own_settings(tmp_path):
+    store = Store(tmp_path / "store")
+    assert prepare(TOY, store) != prepare(replace(TOY, batch_size=6), store)
