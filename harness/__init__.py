@@ -2,7 +2,8 @@
 
 from harness.data.pool import Pool
 from harness.data.queries import Answers, Queries
-from harness.selection.selector import Context, Positions, Scores, ScoreSelector, Selector, Warmup
+from harness.selection.context import Context, Warmup
+from harness.selection.selector import Positions, Scores, ScoreSelector, Selector
 
 __version__ = "0.1.0"
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from harness import Context, Pool, Scores, ScoreSelector, influence
-from harness.selection.selector import BOTH
+from harness.influence.costs import BOTH
 
 PASSES = ("ekfac+cg", "datainf")
 """Kinds whose every solve takes passes over the pool; here each example needs one of its own."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from harness import Context, Pool, Scores, ScoreSelector, Warmup, influence
-from harness.selection.selector import BOTH
+from harness.influence.costs import BOTH
 
 
 @dataclass(frozen=True)

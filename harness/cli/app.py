@@ -19,11 +19,29 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import __version__
-from harness.experiment import config
-from harness.selection import plugins
-from harness.cli.tools import AsJson, BatchInvariant, EngineMemory, EngineSequences, ExperimentName, ExperimentNames, Store, TaskData, TaskLimit, Verbose, artefacts, compare, grade, influence, noise, planned, stats
-from harness.experiment.paths import EXPERIMENTS
+from harness.cli.tools import (
+    AsJson,
+    BatchInvariant,
+    EngineMemory,
+    EngineSequences,
+    ExperimentName,
+    ExperimentNames,
+    Store,
+    TaskData,
+    TaskLimit,
+    Verbose,
+    artefacts,
+    compare,
+    grade,
+    influence,
+    noise,
+    planned,
+    stats,
+)
 from harness.evaluation.tasks import titles
+from harness.experiment import config
+from harness.experiment.paths import EXPERIMENTS
+from harness.selection import plugins
 
 app = typer.Typer(
     name="cotsieve",
@@ -152,8 +170,8 @@ def overlap(
     as_json: AsJson = False,
 ) -> None:
     """List questions that stand in two data sets of an experiment; nothing is trained."""
-    from harness.experiment.paths import RESULTS
     from harness.cli.inspection import inspect
+    from harness.experiment.paths import RESULTS
 
     made = planned(experiment, task_data)
     try:
@@ -193,11 +211,12 @@ def run(
         check_environment()
     except RuntimeError as error:
         refuse(error)
-    from harness.experiment.progress import clock
-    from harness.experiment.paths import RESULTS
-    from harness.running.run import Run
+    from harness.cli.quotes import write_texts
     from harness.evaluation.engine_settings import Limits
+    from harness.experiment.paths import RESULTS
+    from harness.experiment.progress import clock
     from harness.running.display import Progress
+    from harness.running.run import Run
 
     made = planned(experiment, task_data, batch_invariant)
     name = made.experiment.name
@@ -213,6 +232,7 @@ def run(
     view = Progress(out)
     try:
         summary = job.execute(view)
+        write_texts(made, job.store, job.results)
     except KeyboardInterrupt:
         view.end()
         err.print("Stopped. What is finished is stored; the same command continues from there.")
@@ -280,8 +300,8 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Show where a cell comes from, and why it is missing, stale or failed."""
-    from harness.running.explain import explain as explained
     from harness.experiment.paths import RESULTS
+    from harness.running.explain import explain as explained
 
     made = planned(experiment, task_data)
     story = explained(made, made.cell(cell), artefacts(store), RESULTS / made.experiment.name)

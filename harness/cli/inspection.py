@@ -9,11 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from harness.experiment.store import Store
 from harness.running import overlap
+from harness.running.display import Progress
 from harness.running.plan import Plan
 from harness.running.run import Run
-from harness.experiment.store import Store
-from harness.running.display import Progress
 
 
 def inspect(plan: Plan, store: Store, results: Path, as_json: bool) -> bool:

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.experiment import config
 from harness.evaluation.tasks import BENCHMARKS, benchmark
+from harness.experiment import config
 
 ExperimentName = Annotated[
     str, typer.Argument(help="A name in experiments/ (such as quick) or the path of a .toml file.")
@@ -137,8 +137,8 @@ def influence(
     Higher: training more on the example raises the log-probability of the queries' responses. A
     killed run is continued by the same command.
     """
-    from harness.influence import from_files
     from harness.experiment.progress import Bars
+    from harness.influence import from_files
     from harness.influence.options import options_from
 
     values = {
@@ -286,10 +286,10 @@ def compare(
     """Set two rows of an experiment against each other: the paired story, from its records."""
     import numpy as np
 
-    from harness.reporting import comparison, results
     from harness.experiment import config
-    from harness.reporting.comparison.render import as_dict, pictures
     from harness.experiment.paths import RESULTS
+    from harness.reporting import comparison, results
+    from harness.reporting.comparison.render import as_dict, pictures
 
     folder = RESULTS / experiment
     if not (folder / "protocol.toml").is_file():
@@ -343,11 +343,11 @@ def noise(
         check_environment()
     except RuntimeError as error:
         raise ValueError(str(error)) from error
-    from harness.studies import decode_noise as measured
-    from harness.experiment.paths import RESULTS
-    from harness.running.run import Run
     from harness.evaluation.engine_settings import Limits
+    from harness.experiment.paths import RESULTS
     from harness.running.display import Repetitions
+    from harness.running.run import Run
+    from harness.studies import decode_noise as measured
 
     made, stored = planned(experiment, task_data, batch_invariant), artefacts(store)
     results = RESULTS / made.experiment.name

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.experiment.config import DataConfig
 from harness.data.grading.plain import extract
 from harness.data.pool import IGNORED, Pool
+from harness.experiment.config import DataConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,6 +19,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
+
 IGNORED = -100
 """Label of a position that carries no loss (transformers' convention)."""
 
@@ -173,3 +174,11 @@ def collate(pool: Pool, positions: Sequence[int], pad_id: int) -> dict[str, torc
         attention_mask[row, :n] = 1
         labels[row, :n] = torch.from_numpy(pool.labels[p].astype(np.int64))
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def drawn(pool: Pool, size: int | None, seed: int) -> Pool:
+    """`size` examples without replacement, in pool order; all of them for None or too large."""
+    if size is None or size >= len(pool):
+        return pool
+    chosen = np.random.default_rng([seed, 101]).choice(len(pool), size, replace=False)
+    return pool.take(np.sort(chosen))

@@ -20,7 +20,16 @@ import numpy as np
 
 from harness.evaluation.decoding import Decoding, item_seed
 from harness.evaluation.engine_settings import Settings, cache_bytes, gpu_share
-from harness.evaluation.patches import generators_kept, held_back, kernels_once, one_collection, quiet, swapped, vllm_version_answered, zeros_when_touched
+from harness.evaluation.patches import (
+    generators_kept,
+    held_back,
+    kernels_once,
+    one_collection,
+    quiet,
+    swapped,
+    vllm_version_answered,
+    zeros_when_touched,
+)
 
 WHOLE = 1_000_000  # batch size that means "all at once": vLLM makes its own batches
 Told = Callable[[int, int], None]

@@ -22,8 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-from harness.experiment.paths import EXPERIMENTS
 from harness.experiment.config_errors import explain
+from harness.experiment.paths import EXPERIMENTS
 
 TESTBED_CONTROLS = ("oracle", "anti-oracle")
 """Rows that exist where the quality of each example is known."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
+import rich.progress
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -53,7 +53,7 @@ class Bars:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True) as bar:
+        with rich.progress.Progress(*columns, console=self.console, transient=True) as bar:
             yield from bar.track(iterable, total=total, description=description)
 
     def _lines(self, iterable: Iterable[Any], description: str, total: int) -> Iterator[Any]:
@@ -67,3 +67,20 @@ class Bars:
                     f"{description} {done}/{total}, about {clock(left)} left", highlight=False
                 )
             yield item
+
+
+class Progress(Protocol):
+    """Passes an iterable through while showing how far it has come."""
+
+    def __call__(
+        self, iterable: Iterable[Any], description: str = "", total: int | None = None
+    ) -> Iterable[Any]:
+        """The entries of `iterable`."""
+        ...
+
+
+def no_progress(
+    iterable: Iterable[Any], description: str = "", total: int | None = None
+) -> Iterable[Any]:
+    """The silent progress: hands the iterable through."""
+    return iterable

@@ -6,6 +6,7 @@ crash gives the same line, and the same line is never written twice in a row for
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from filelock import FileLock
 
 SCHEMA = 1
@@ -152,3 +154,10 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def parquet_bytes(frame: pd.DataFrame) -> bytes:
+    """A table as a Parquet file."""
+    buffer = io.BytesIO()
+    frame.toparquet_bytes(buffer, index=False, compression="zstd")
+    return buffer.getvalue()

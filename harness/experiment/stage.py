@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from harness.experiment.store import digest
+from harness.experiment.store import Artefact, Store, digest
 
 VERSIONS: Mapping[str, int] = {
     "tokenizer": 1,
@@ -107,4 +107,12 @@ def together(stages: Iterable[Stage]) -> dict[str, Stage]:
     for stage in stages:
         for ancestor in stage.ancestry():
             found.setdefault(ancestor.key, ancestor)
+    return found
+
+
+def artefact(store: Store, stage: Stage) -> Artefact:
+    """The finished artefact behind a stage."""
+    found = store.get(stage.kind, stage.key)
+    if found is None:
+        raise RuntimeError(f"{stage.label} is not in the store")
     return found

@@ -18,16 +18,23 @@ from harness.influence.options import CurvatureOptions, SamplingError
 
 if TYPE_CHECKING:
     from harness.influence.completions import Completions, flipped
-    from harness.influence.curvature.base import Curvature, fit
-    from harness.influence.directional import directional_scores
+    from harness.influence.curvature.base import Curvature
     from harness.influence.curvature.fisher import fisher_products
-    from harness.influence.query_influence import influence_scores, per_query_scores
+    from harness.influence.curvature.fit import fit, sampling_error
+    from harness.influence.directional import directional_scores
+    from harness.influence.gradient_scores import (
+        Checkpoint,
+        Moments,
+        cosine_scores,
+        less_scores,
+        self_influence,
+        tracin_scores,
+    )
     from harness.influence.gradients import example_gradients, query_gradients
+    from harness.influence.query_influence import influence_scores, per_query_scores
     from harness.influence.rows import examples
-    from harness.influence.curvature.fit import sampling_error
+    from harness.influence.score_table import scores
     from harness.influence.stability import order_stability, set_stability
-    from harness.influence.scores import scores
-    from harness.influence.gradient_scores import Checkpoint, Moments, cosine_scores, less_scores, self_influence, tracin_scores
 
 _HOME = {
     "Checkpoint": "gradient_scores",
@@ -39,7 +46,7 @@ _HOME = {
     "example_gradients": "gradients",
     "examples": "rows",
     "fisher_products": "curvature.fisher",
-    "fit": "curvature.base",
+    "fit": "curvature.fit",
     "flipped": "completions",
     "influence_scores": "query_influence",
     "less_scores": "gradient_scores",
@@ -47,7 +54,7 @@ _HOME = {
     "per_query_scores": "query_influence",
     "query_gradients": "gradients",
     "sampling_error": "curvature.fit",
-    "scores": "scores",
+    "scores": "score_table",
     "self_influence": "gradient_scores",
     "set_stability": "stability",
     "tracin_scores": "gradient_scores",

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from harness.influence.head import drawn
 from harness.data.pool import IGNORED, Pool, collate
+from harness.influence.head import drawn
 
 PASS_TOKENS = {"cpu": 8192, "cuda": 16384}
 """Tokens, padding included, that go through the model at once, so that memory does not grow with

@@ -25,11 +25,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from harness.data.pool import IGNORED, Pool, Tokens
+from harness.data.queries import Queries
 from harness.influence.gradients import query_gradients
 from harness.influence.layers import Gradients
 from harness.influence.options import CurvatureOptions
-from harness.data.pool import IGNORED, Pool, Tokens
-from harness.data.queries import Queries
 
 WHOSE = ("after", "before", "contrast")
 Chosen = list[tuple[Tokens, float]]

@@ -10,17 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.data.pool import Pool, tokens_of
 from harness.influence.completions import Completions
 from harness.influence.curvature.covariance import basis_sample, groups, is_kept
-from harness.influence.curvature.base import fitted_on
 from harness.influence.layers import tracked_layers
-from harness.influence.options import CurvatureOptions
-from harness.data.pool import Pool, tokens_of
-from harness.selection.selector import BOTH, FORWARD
+from harness.influence.options import CurvatureOptions, fitted_on
 
 if TYPE_CHECKING:
     from torch import nn
 
+
+FORWARD, BOTH = 2, 6
+"""Operations per parameter and token: a forward pass, and one with its backward pass."""
 BASES = ("kfac", "ekfac", "ekfac+cg")
 """Kinds that take eigenvectors from a sample."""
 WHOLE = ("diagonal", "ekfac", "ekfac+cg", "datainf", "projected")

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vmap
 
-from harness.influence.kernels.attention import fused_attention
+from harness.data.pool import Pool
 from harness.influence.batches import (
     Batch,
     Progress,
@@ -36,10 +36,11 @@ from harness.influence.batches import (
     model_inputs,
 )
 from harness.influence.choice import chosen
-from harness.influence.kernels.matmul import frozen
 from harness.influence.ghost import products
 from harness.influence.gradients import head_gradient
 from harness.influence.head import captured, is_plain, token_losses
+from harness.influence.kernels.attention import fused_attention
+from harness.influence.kernels.matmul import frozen
 from harness.influence.layers import (
     Layer,
     check_attention,
@@ -49,7 +50,6 @@ from harness.influence.layers import (
     tracked_layers,
 )
 from harness.influence.options import CurvatureOptions
-from harness.data.pool import Pool
 
 DIRECTIONS_AT_ONCE = 8
 STEPS = (1e-2, 3e-3, 1e-3, 3e-4)

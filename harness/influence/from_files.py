@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.influence import CurvatureOptions
 from harness.data.pool import Pool
+from harness.influence import CurvatureOptions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -201,9 +201,9 @@ def _fitted(
     request: Request, work: Path, model: Any, pool: Pool, progress: Progress
 ) -> tuple[Curvature, Path | None]:
     """The curvature, and the folder that it was found in, where it was not fitted now."""
-    from harness.influence import Curvature, fit
-    from harness.influence.scores import weights_digest
     from harness.experiment.records import write_atomic
+    from harness.influence import Curvature, fit
+    from harness.influence.score_table import weights_digest
 
     if request.use_curvature is not None:
         return Curvature.load(request.use_curvature), request.use_curvature

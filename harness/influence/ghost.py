@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from harness.data.pool import Pool
 from harness.influence.batches import Batch, Progress
 from harness.influence.gradients import stream
 from harness.influence.kernels.lanes import Lane, spread
 from harness.influence.layers import match, tracked_layers
 from harness.influence.options import CurvatureOptions
 from harness.influence.trace import Trace
-from harness.data.pool import Pool
 
 
 def products(

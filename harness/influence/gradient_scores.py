@@ -34,13 +34,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from harness.data.pool import Pool
 from harness.influence.batches import Progress, batches, device_of
 from harness.influence.curvature.base import Curvature
 from harness.influence.directional import directional_scores
 from harness.influence.gradients import query_gradients, traces
 from harness.influence.layers import Gradients, Layer, evaluating, match, tracked_layers
 from harness.influence.options import CurvatureOptions
-from harness.data.pool import Pool
 
 Change = Callable[[str, Tensor], Tensor]
 """`change(layer, block)` makes of example gradients [rows, out, in (+ 1)] what is compared."""

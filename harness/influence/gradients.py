@@ -24,7 +24,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from harness.influence.kernels.attention import fused_attention
+from harness.data.pool import Pool
 from harness.influence.batches import (
     Batch,
     Progress,
@@ -33,14 +33,14 @@ from harness.influence.batches import (
     sampled_labels,
     uniforms,
 )
-from harness.influence.kernels.matmul import frozen, wide
 from harness.influence.head import captured, hidden_gradients, is_plain
+from harness.influence.kernels.attention import fused_attention
 from harness.influence.kernels.lanes import Lane, Sums, spread
-from harness.influence.layers import Gradients, Layer, output_layer, tracked_layers
+from harness.influence.kernels.matmul import frozen, wide
 from harness.influence.kernels.norms import fused_norms
+from harness.influence.layers import Gradients, Layer, output_layer, tracked_layers
 from harness.influence.options import CurvatureOptions
 from harness.influence.trace import Consumer, Trace
-from harness.data.pool import Pool
 
 WORTH = 0.8
 """Share of positions below which it pays to leave out those that carry no loss."""

@@ -222,3 +222,11 @@ def check_attention(model: nn.Module) -> None:
             f"the model's attention kernel is {kernel!r}; expected 'eager' (load the model with "
             'attn_implementation="eager"): other kernels lack forward-mode derivatives'
         )
+
+
+def dots(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
+    """<left_j, right_j> over all layers, [k], in double precision."""
+    parts = [
+        (left[name] * part).sum(dim=(1, 2), dtype=torch.float64) for name, part in right.items()
+    ]
+    return torch.stack([part.to(parts[0].device) for part in parts]).sum(dim=0)

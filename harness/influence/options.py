@@ -5,7 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.data.pool import drawn
+
+if TYPE_CHECKING:
+    from harness.data.pool import Pool
+
 
 CHOICES = {
     "kind": ("identity", "diagonal", "kfac", "ekfac", "ekfac+cg", "datainf", "projected"),
@@ -134,3 +140,8 @@ class SamplingError:
     scored: int
     spearman: float
     cosine: float
+
+
+def fitted_on(pool: Pool, options: CurvatureOptions) -> Pool:
+    """The examples that a curvature is fitted on: the pool, or `options.sample` of it, seeded."""
+    return drawn(pool, options.sample, options.seed)

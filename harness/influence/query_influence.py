@@ -23,15 +23,16 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from harness.data.pool import Pool
 from harness.influence.batches import Progress
 from harness.influence.choice import Choice, chosen
 from harness.influence.completions import Completions
-from harness.influence.curvature.base import Curvature, fit
+from harness.influence.curvature.base import Curvature
+from harness.influence.curvature.fit import fit
 from harness.influence.directional import directional_scores
 from harness.influence.ghost import products
 from harness.influence.layers import Gradients
 from harness.influence.options import CurvatureOptions
-from harness.data.pool import Pool
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.data import dataset
-from harness.experiment.config import DataConfig
 from harness.data.pool import Pool
+from harness.experiment.config import DataConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from harness.reporting.headline import NAMED
+from harness.reporting.numbers import MEAN, listing, percent, plural, points
 from harness.reporting.results import Results
-from harness.reporting.headline import MEAN, NAMED, listing, percent, plural, points
 
 RAMBLING = 0.05
 """Share of truncated responses above which a row is named."""

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.running import overlap
-from harness.experiment.config import DataConfig, PoolConfig
 from harness.data.pool import Pool
-from harness.selection.selector import Context, Progress, Selector, best, check_positions, check_scores
-from harness.running.signals import Signals, model_folder
+from harness.experiment.config import DataConfig, PoolConfig
+from harness.experiment.progress import Progress
 from harness.experiment.stage import Stage
 from harness.experiment.store import Store
+from harness.running import overlap
+from harness.running.signals import Signals, model_folder
+from harness.selection.context import Context
+from harness.selection.selector import Selector, best, check_positions, check_scores
 from harness.selection.subset import budget_of, read_scores, write_scores, write_subset, write_table
 
 if TYPE_CHECKING:
@@ -276,7 +278,8 @@ class Builder:
 
     def _checkpoint(self, work: Path) -> dict[str, Any]:
         from harness.selection.subset import read_subset
-        from harness.training.train import Recipe, train
+        from harness.training.recipe import Recipe
+        from harness.training.train import train
 
         pool = Pool.load(self._parent("pool"))
         subset = pool.take_ids(read_subset(self._parent("subset")))
@@ -288,8 +291,8 @@ class Builder:
         return {"train": _facts(log)}
 
     def _trajectory(self, work: Path) -> dict[str, Any]:
-        from harness.selection.selector import Warmup
-        from harness.training.train import Recipe
+        from harness.selection.context import Warmup
+        from harness.training.recipe import Recipe
         from harness.training.trajectory import train_trajectory
 
         inputs = self.stage.inputs

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.experiment.progress import PLAIN_SECONDS, clock
-from harness.running.workers import Workers
 from harness.running.job import Job
 from harness.running.plan import Cell
+from harness.running.workers import Workers
 
 TYPICAL_SECONDS = {
     "base": 80.0,

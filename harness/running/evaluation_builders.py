@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.evaluation.backends import Told
 from harness.data.pool import Pool
+from harness.evaluation.backends import Told
 from harness.evaluation.engine_settings import Limits, Settings
-from harness.running.signals import model_folder, positions_of
 from harness.experiment.stage import Stage
 from harness.experiment.store import Store
+from harness.running.signals import model_folder, positions_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.evaluation.engine import Engine
+    from harness.evaluation.engine_pool import Host
     from harness.evaluation.lm_eval_bridge import Task
-    from harness.evaluation.engine import Engine, Host
 
 SAMPLES = "samples.parquet"
 
@@ -98,9 +99,9 @@ class Evaluation:
 
     def answers(self, stage: Stage, work: Path) -> dict[str, Any]:
         """The query set answered by a model, in `work`; its accuracy."""
-        from harness.evaluation.decoding import Decoding
         from harness.data.grading import open_grader
         from harness.data.queries import Answers
+        from harness.evaluation.decoding import Decoding
 
         queryset = stage.parents["queryset"]
         queries = Pool.load(self.store.folder(queryset.kind, queryset.key))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.experiment import records
-from harness.running.cell_record import cell_key, parents
-from harness.running.plan import Cell, Plan
 from harness.experiment.stage import EXTERNAL, Stage
 from harness.experiment.store import META, Store
+from harness.running.cell_record import cell_key, parents
+from harness.running.plan import Cell, Plan
 
 
 def explain(plan: Plan, cell: Cell, store: Store, results: Path) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from harness.running.plan import Plan
 from harness.data.pool import Pool
 from harness.experiment.store import Store
+from harness.running.plan import Plan
 from harness.selection.subset import read_scores, read_subset
 
 

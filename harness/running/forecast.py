@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.running import overlap
-from harness.selection import plugins
 from harness.experiment.progress import clock
-from harness.running.workers import available_cores
+from harness.experiment.stage import EXTERNAL, Stage
+from harness.experiment.store import META, Store
 from harness.influence.choice import METHODS, NAMES, operations
+from harness.influence.costs import BOTH
+from harness.running import overlap
+from harness.running.display import TYPICAL_OTHER, TYPICAL_SECONDS
 from harness.running.job import Job
 from harness.running.plan import Cell, Plan
 from harness.running.run import Run, has_gpu, outcome_stages
-from harness.selection.selector import BOTH
 from harness.running.signals import parameters_of
-from harness.experiment.stage import EXTERNAL, Stage
-from harness.experiment.store import META, Store
-from harness.running.display import TYPICAL_OTHER, TYPICAL_SECONDS
+from harness.running.workers import available_cores
+from harness.selection import plugins
 
 COLUMNS = ("arm", "row", "fraction", "seeds", "stored", "needs")
 SAMPLED = 20

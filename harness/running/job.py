@@ -18,14 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.running.workers import Report
-from harness.selection.selector import Progress
 from harness.evaluation.engine_settings import Limits
+from harness.experiment.progress import Progress
 from harness.experiment.stage import Stage
 from harness.experiment.store import LOG, Store
+from harness.running.workers import Report
 
 if TYPE_CHECKING:
-    from harness.evaluation.engine import Host
+    from harness.evaluation.engine_pool import Host
 
 
 ANSWERING = frozenset({"samples", "answers", "noise"})
@@ -141,7 +141,7 @@ def _evaluate(
 @functools.cache
 def _host() -> Host:
     """The engine of this process, kept from job to job until the process ends."""
-    from harness.evaluation.engine import Host
+    from harness.evaluation.engine_pool import Host
 
     host = Host()
     atexit.register(host.close)

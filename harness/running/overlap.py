@@ -18,9 +18,23 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.experiment.config import Overlap
-from harness.data.contamination import POOL, QUERY, SHARE, SHOWN, STOCK, WORDS, Finding, Questions, counted, describe, overlaps, remedy, told
+from harness.data.contamination import (
+    POOL,
+    QUERY,
+    SHARE,
+    SHOWN,
+    STOCK,
+    WORDS,
+    Finding,
+    Questions,
+    counted,
+    describe,
+    overlaps,
+    remedy,
+    told,
+)
 from harness.data.pool import Pool
+from harness.experiment.config import Overlap
 from harness.experiment.stage import Stage
 from harness.experiment.store import Artefact, Store
 

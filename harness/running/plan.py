@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.selection import plugins
 from harness.experiment.config import ArmConfig, Experiment, PoolConfig, Row
-from harness.running.shared_stages import Ingredients
-from harness.running.overlap import Check
-from harness.selection.selector import NEEDS, ScoreSelector, Selector, Warmup
 from harness.experiment.stage import Stage, signal_versions
+from harness.running.overlap import Check
+from harness.running.shared_stages import Ingredients
+from harness.selection import plugins
+from harness.selection.context import Warmup
+from harness.selection.selector import NEEDS, ScoreSelector, Selector
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ from typing import Any
 
 import tomli_w
 
-from harness.running import cell_record
+from harness.evaluation.engine_settings import Limits
 from harness.experiment import records
-from harness.running.workers import Outcome, Workers, available_cores
+from harness.experiment.stage import EXTERNAL, Stage, together
+from harness.experiment.store import Store, digest
+from harness.running import cell_record, facts
+from harness.running.display import View
 from harness.running.job import EVALUATE, Job, run_job
 from harness.running.overlap import refusal
 from harness.running.plan import Cell, Plan
-from harness.evaluation.engine_settings import Limits
-from harness.experiment.stage import EXTERNAL, Stage, together
-from harness.experiment.store import Store, digest
-from harness.running.display import View
+from harness.running.workers import Outcome, Workers, available_cores
 
 RETRIES = 1
 """How often a job is tried again after its worker process died."""
@@ -150,7 +150,7 @@ class Run:
             summary.failed[cell.name] = str(error["message"])
             entry = cell_record.failed(cell, self.plan, self.protocol, stage, error)
             records.append(self.results, {**entry, "provenance": self.provenance})
-        cell_record.write_facts(self.plan, self.store, self.results)
+        facts.write_facts(self.plan, self.store, self.results)
         view.end()
         summary.seconds = time.monotonic() - start
         return summary

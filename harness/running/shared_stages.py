@@ -9,16 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.running import overlap
 from harness.data import testbed
-from harness.experiment.config import DECODING, DataConfig, Experiment, PoolConfig, locate
 from harness.data.contamination import POOL, QUERY
+from harness.data.grading.grader import VERSION as GRADER
 from harness.evaluation.environment import engine_version
 from harness.evaluation.lm_eval_bridge import resolve_engine
-from harness.data.grading.grader import VERSION as GRADER
+from harness.evaluation.tasks import BENCHMARKS, benchmark, find_file, task_digest
+from harness.experiment.config import DECODING, DataConfig, Experiment, PoolConfig, locate
 from harness.experiment.stage import Stage
 from harness.experiment.store import tree_digest
-from harness.evaluation.tasks import BENCHMARKS, benchmark, find_file, task_digest
+from harness.running import overlap
 
 LIMIT = 256
 """Tokens of a response to a task of which neither the experiment nor a task file says more."""

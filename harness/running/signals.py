@@ -21,9 +21,12 @@ import numpy.typing as npt
 
 from harness.data.pool import Pool, tokens_of
 from harness.data.queries import Answers, Queries
-from harness.selection.selector import FORWARD, Context, Influence, Progress, Selector
+from harness.experiment.progress import Progress
 from harness.experiment.stage import EXTERNAL, Stage
 from harness.experiment.store import Artefact, Store
+from harness.influence.costs import FORWARD
+from harness.selection.context import Context, Influence
+from harness.selection.selector import Selector
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -213,8 +216,8 @@ class Signals:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from harness.evaluation.decoding import Decoding
         from harness.data.grading import open_grader
+        from harness.evaluation.decoding import Decoding
         from harness.evaluation.engine import Engine
         from harness.evaluation.engine_settings import Settings
 

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.selection.toy import SIZE, Fixture, make_pool
 from harness.data.pool import Pool
-from harness.selection.selector import Context, Positions, ScoreSelector, Selector, check_scores
+from harness.selection.context import Context
+from harness.selection.selector import Positions, ScoreSelector, Selector, check_scores
+from harness.selection.toy import SIZE, Fixture, make_pool
 
 BUDGETS = (1, 12, 24, SIZE)
 HALF = 24

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.data.pool import IGNORED, Pool, collate
-from harness.selection.selector import Progress, no_progress
+from harness.experiment.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from harness.data.pool import IGNORED, Pool
 from harness.data.queries import Answers, Queries
-from harness.selection.selector import Influence
+from harness.selection.context import Influence
 
 SIZE = 48
 ALPHABET = "?abcdefghijklmnopqrstuvwxyz0123456789+-*= #."

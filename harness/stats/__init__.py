@@ -8,9 +8,9 @@ Undefined numbers are nan, never 0.
 
 from harness.stats.bootstrap import Bootstrap, bootstrap, interquartile_mean, replicate
 from harness.stats.cluster import blocks, scores
+from harness.stats.grid import COLUMNS, Grid, Outcome, pivot
 from harness.stats.interval import Estimate, MeanSquares, Spread, estimate, mean_squares, wilson
 from harness.stats.multiple import benjamini_hochberg, holm
-from harness.stats.grid import COLUMNS, Grid, Outcome, pivot
 from harness.stats.paired import (
     Difference,
     Verdict,
@@ -22,7 +22,13 @@ from harness.stats.paired import (
     sign_flip,
 )
 from harness.stats.power import detectable, seeds_needed
-from harness.stats.set_overlap import jaccard, overlap_of_random, placements, rank_correlation, stability
+from harness.stats.set_overlap import (
+    jaccard,
+    overlap_of_random,
+    placements,
+    rank_correlation,
+    stability,
+)
 from harness.stats.summary import MEAN, SUMMARY_COLUMNS, rival, summarise
 
 __all__ = [

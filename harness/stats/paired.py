@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from harness.stats.interval import Spread, describe, spread
 from harness.stats.grid import FloatArray, Outcome
+from harness.stats.interval import Spread, describe, spread
 
 Verdict = Literal["better", "worse", "tie", "reference", "not tested"]
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from harness.stats.grid import FIXED, Grid, Line, Outcome, pivot
 from harness.stats.interval import Estimate, estimate
 from harness.stats.multiple import benjamini_hochberg, holm
-from harness.stats.grid import FIXED, Grid, Line, Outcome, pivot
 from harness.stats.paired import Difference, common_seeds, difference
 from harness.stats.power import detectable, seeds_needed
 

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from harness.running.workers import available_cores
 from harness.experiment.paths import REPORTS, RESULTS, default_store
+from harness.running.workers import available_cores
 
 NAME, STATISTICS = "validation", "statistics"
 app = typer.Typer(

@@ -1,7 +1,7 @@
 """Is the testbed hard enough to tell selectors apart, and easy enough to learn?
 
-`python -m harness.studies.calibration` reads the records of the experiment `calibration` (an ordinary one:
-`cotsieve run calibration`), holds them against the targets below, and writes
+`python -m harness.studies.calibration` reads the records of the experiment `calibration` (an
+ordinary one: `cotsieve run calibration`), holds them against the targets below, and writes
 `results/testbed/calibration.json` and the table in `results/README.md`.
 """
 

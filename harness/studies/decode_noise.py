@@ -20,18 +20,17 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from harness.running.builders import seed_for
-from harness.running.evaluation_builders import SAMPLES
 from harness.experiment.paths import EXPERIMENTS
-from harness.running.cell_record import artefact
-from harness.running.plan import Cell, Plan
 from harness.experiment.records import write_atomic
-from harness.reporting.results import NOISE as FILE
-from harness.running.run import Run
-from harness.experiment.stage import EXTERNAL, Stage
-from harness.stats.decode_noise import by_repetition, repeated
+from harness.experiment.stage import EXTERNAL, Stage, artefact
 from harness.experiment.store import Artefact, Store, digest
+from harness.reporting.results import NOISE as FILE
+from harness.running.builders import seed_for
 from harness.running.display import View
+from harness.running.evaluation_builders import SAMPLES
+from harness.running.plan import Cell, Plan
+from harness.running.run import Run
+from harness.stats.decode_noise import by_repetition, repeated
 
 REPEATS = 8
 SCHEMA = 1

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.data.pool import Pool
-from harness.selection.selector import Progress, Warmup, no_progress
-from harness.training.train import Recipe, TrainLog, adapted, train
+from harness.experiment.progress import Progress, no_progress
+from harness.selection.context import Warmup
+from harness.training.recipe import Recipe
+from harness.training.train import TrainLog, adapted, train
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.experiment import config, records as record
+from harness.experiment import config
+from harness.experiment import records as record
 
 ROOT = Path(__file__).parents[2]
 COLUMNS = (

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.experiment.config import PoolConfig
 from harness.data.dataset import Report, read, read_items, render, tokenise
 from harness.data.pool import IGNORED, Pool, collate
+from harness.experiment.config import PoolConfig
 
 
 class Letters:

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harness.selection import toy
 from harness.data.queries import Answers, Queries
+from harness.selection import toy
 
 # Right decodes of four: none, one, two (a tie), three, four.
 RIGHT = np.array([[k < count for k in range(4)] for count in range(5)])

@@ -9,13 +9,20 @@ from pathlib import Path
 import pytest
 
 from harness.data import testbed
-from harness.training.checkpoint import ADAPTER
 from harness.evaluation.decoding import Decoding
+from harness.evaluation.engine import Engine
+from harness.evaluation.engine_pool import Host
+from harness.evaluation.engine_settings import (
+    SEQUENCES,
+    Limits,
+    Settings,
+    context_too_long,
+    out_of_memory,
+)
 from harness.evaluation.environment import vllm_build
-from harness.evaluation.engine import Engine, Host
-from harness.evaluation.engine_settings import SEQUENCES, Limits, Settings, context_too_long, out_of_memory
-from harness.experiment.store import file_digest
 from harness.evaluation.weights import StaleWeightsError, check_held, weights_digest
+from harness.experiment.store import file_digest
+from harness.training.checkpoint import ADAPTER
 
 torch = pytest.importorskip("torch")
 needs_vllm = pytest.mark.skipif(vllm_build() is None, reason="no vLLM build is installed")

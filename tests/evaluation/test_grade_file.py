@@ -6,8 +6,8 @@ import pytest
 from statsmodels.stats.proportion import proportion_confint
 from typer.testing import CliRunner
 
-from harness.evaluation.grade_file import grade_file
 from harness.cli.app import app
+from harness.evaluation.grade_file import grade_file
 from harness.evaluation.tasks import benchmark
 
 RIGHT = {"response": "3 * 6\n#### 18", "answer": "so #### 18", "model": "m"}

@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.evaluation import lm_eval_bridge
 from harness.data import testbed
-from harness.evaluation.decoding import Decoding, item_seed
-from harness.evaluation.environment import vllm_build
-from harness.evaluation.lm_eval_bridge import Task, default_engine, resolve_engine
-from harness.data.grading.plain import extract, is_correct, located
 from harness.data.grading import PlainGrader, Verdict
+from harness.data.grading.plain import extract, is_correct, located
+from harness.evaluation import lm_eval_bridge
+from harness.evaluation.decoding import Decoding, item_seed
 from harness.evaluation.engine import Engine
 from harness.evaluation.engine_settings import Settings, cache_bytes
+from harness.evaluation.environment import vllm_build
+from harness.evaluation.lm_eval_bridge import Task, default_engine, resolve_engine
 from harness.evaluation.tasks import BENCHMARKS, TASKS, task_digest, task_file
 
 torch = pytest.importorskip("torch")
@@ -500,7 +500,8 @@ def test_importing_evaluation_is_light() -> None:
     import subprocess
 
     code = (
-        "import sys, harness.evaluation.lm_eval_bridge, harness.evaluation.environment, harness.data.grading.plain; "
+        "import sys, harness.evaluation.lm_eval_bridge, harness.evaluation.environment\n"
+        "import harness.data.grading.plain\n"
         "print([m for m in ('torch','vllm','lm_eval','datasets','pandas') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

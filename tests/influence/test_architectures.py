@@ -9,9 +9,9 @@ from torch import nn
 
 from harness import influence
 from harness.influence import CurvatureOptions
-from harness.influence.kernels import attention
 from harness.influence.batches import batches, model_inputs
 from harness.influence.head import captured, is_plain
+from harness.influence.kernels import attention
 from harness.influence.layers import output_layer, tracked_layers
 
 VOCABULARY = 24

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from harness.data.pool import IGNORED
+from harness.data.queries import Answers, Queries
 from harness.influence import (
     Completions,
     CurvatureOptions,
@@ -12,8 +14,6 @@ from harness.influence import (
     influence_scores,
     per_query_scores,
 )
-from harness.data.pool import IGNORED
-from harness.data.queries import Answers, Queries
 
 OPTIONS = CurvatureOptions(kind="identity", batch_size=4)
 # Query 0 is put right, query 1 spoiled, query 2 stays wrong; three decodes each.

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from harness import influence
+from harness.data.pool import IGNORED
 from harness.influence import Curvature, CurvatureOptions, fit, query_gradients
-from harness.influence.curvature import fisher as fisher_module
 from harness.influence.batches import batches, device_of, draw_seed, sampled_labels
+from harness.influence.curvature import fisher as fisher_module
 from harness.influence.curvature.conjugate_gradients import conjugate_gradients
 from harness.influence.curvature.fisher import fisher_products
 from harness.influence.curvature.kronecker import EKFAC
 from harness.influence.layers import tracked_layers
-from harness.data.pool import IGNORED
 
 OPTIONS = CurvatureOptions(kind="ekfac+cg", batch_size=4, basis_sample=None, cg_draws=None)
 

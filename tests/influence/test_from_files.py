@@ -5,12 +5,11 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from harness.influence import from_files
-from harness.selection import toy
 from harness import influence
-from harness.influence.from_files import Request
 from harness.cli.app import app, main
-from harness.influence import CurvatureOptions
+from harness.influence import CurvatureOptions, from_files
+from harness.influence.from_files import Request
+from harness.selection import toy
 
 OPTIONS = CurvatureOptions(batch_size=8, layers="mlp")
 FLAGS = ["--batch-size", "8", "--layers", "mlp", "--template", "{prompt}"]

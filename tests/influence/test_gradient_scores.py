@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from harness import influence
+from harness.data.pool import IGNORED
 from harness.influence import Checkpoint, CurvatureOptions, Moments, trace
 from harness.influence.layers import tracked_layers
-from harness.data.pool import IGNORED
 
 LAYERS = "attention+mlp"
 OPTIONS = CurvatureOptions(kind="identity", batch_size=4)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from harness.data.pool import IGNORED, Pool
 from harness.influence import (
     CurvatureOptions,
     directional_scores,
@@ -17,7 +18,6 @@ from harness.influence import (
 from harness.influence.batches import batches
 from harness.influence.gradients import traces
 from harness.influence.layers import tracked_layers
-from harness.data.pool import IGNORED, Pool
 
 IDENTITY = CurvatureOptions(kind="identity", batch_size=5)
 

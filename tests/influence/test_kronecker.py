@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from harness.data.pool import IGNORED, Pool
 from harness.influence import (
     Curvature,
     CurvatureOptions,
@@ -17,7 +18,6 @@ from harness.influence.batches import Batch, batches, sampled_labels
 from harness.influence.curvature.covariance import factors
 from harness.influence.curvature.kronecker import decomposed
 from harness.influence.layers import tracked_layers
-from harness.data.pool import IGNORED, Pool
 
 EMPIRICAL = CurvatureOptions(fisher="empirical", layers="all", batch_size=7, basis_sample=None)
 

@@ -5,8 +5,8 @@ import torch
 
 from harness import influence
 from harness.influence import Curvature, CurvatureOptions, fit, query_gradients
-from harness.influence.layers import tracked_layers
 from harness.influence.curvature.projected import projections
+from harness.influence.layers import tracked_layers
 
 OPTIONS = CurvatureOptions(kind="projected", rank=5, batch_size=4, fisher="empirical")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.stats import rankdata, spearmanr
 
+from harness.data.pool import Pool
 from harness.influence import (
     CurvatureOptions,
     directional_scores,
@@ -16,7 +17,6 @@ from harness.influence import (
 )
 from harness.influence.directional import AGREEMENT
 from harness.influence.query_influence import rank_scores
-from harness.data.pool import Pool
 
 OPTIONS = CurvatureOptions(batch_size=16)
 

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from harness import influence
-from harness.selection.toy import EOS, tokenizer
 from harness.data.pool import IGNORED
+from harness.selection.toy import EOS, tokenizer
 
 ROWS = [
     {"question": "1+1=?", "solution": "2", "name": "a"},

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from harness.data.pool import drawn
 from harness.influence import (
     Curvature,
     CurvatureOptions,
@@ -15,7 +16,7 @@ from harness.influence import (
     sampling_error,
 )
 from harness.influence.curvature import fit as sampling_module
-from harness.influence.curvature.base import drawn, fitted_on
+from harness.influence.options import fitted_on
 
 OPTIONS = CurvatureOptions(batch_size=16, basis_sample=None, layers="mlp")
 

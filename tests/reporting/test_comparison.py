@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from harness.cli.app import app
 from harness.reporting.comparison import compare
-from harness.reporting.comparison.row import find, place
 from harness.reporting.comparison.render import as_dict, pictures, sentence
+from harness.reporting.comparison.row import find, place
 from harness.reporting.results import load
 from harness.stats import Outcome, difference, estimate, summarise
 
@@ -269,7 +269,8 @@ def test_committed_results(monkeypatch):
 
 def test_stats_and_compare_import_no_torch():
     code = (
-        "import sys, harness.reporting.outcomes.picture, harness.reporting.comparison.render, harness.cli.tools\n"
+        "import sys, harness.reporting.outcomes.picture\n"
+        "import harness.reporting.comparison.render, harness.cli.tools\n"
         "heavy = {'torch', 'transformers', 'vllm', 'lm_eval', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

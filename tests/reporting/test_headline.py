@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from harness.reporting import footnotes, tables, headline
+from harness.reporting import footnotes, headline, numbers, tables
 from harness.reporting.results import load
 from harness.stats import summarise
 
@@ -98,7 +98,7 @@ def test_unfinished_experiment_says_so(make_results):
     [(0.1234, "12.3"), (-0.04, "\N{MINUS SIGN}4.0"), (-0.0001, "0.0"), (math.nan, "\N{EN DASH}")],
 )
 def test_points(value, shown):
-    assert headline.points(value) == shown
+    assert numbers.points(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_points(value, shown):
     [(0.0004, "<0.001"), (0.0123, "0.012"), (0.5, "0.50"), (math.nan, "\N{EN DASH}")],
 )
 def test_p_value(p, shown):
-    assert headline.p_value(p) == shown
+    assert numbers.p_value(p) == shown
 
 
 def test_stability_of_a_choice_is_told_where_it_is_known(make_results):
@@ -317,5 +317,5 @@ def test_rows_without_a_selector_are_no_a_a_controls(make_results):
 
 
 def test_listing():
-    assert headline.listing(["a"]) == "a"
-    assert headline.listing(["a", "b", "c"]) == "a, b and c"
+    assert numbers.listing(["a"]) == "a"
+    assert numbers.listing(["a", "b", "c"]) == "a, b and c"

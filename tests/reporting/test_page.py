@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 import typer
 
+from harness.cli.app import app
 from harness.reporting import page, report
 from harness.reporting import quotes as kept
-from harness.cli.app import app
 from harness.reporting.page import escape
 
 VOID = ("meta", "link", "img", "br")

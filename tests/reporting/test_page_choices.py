@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from harness.reporting import quotes
+from harness.reporting.numbers import MINUS, NONE
 from harness.reporting.page import answers, example_choice, examples, item_choice
 from harness.reporting.results import load
-from harness.reporting.headline import MINUS, NONE
 
 IDS = ["a", "b", "c", "d"]
 

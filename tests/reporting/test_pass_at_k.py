@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.stats import pass_at_k
-from harness.stats.pass_at_k import majority, pass_at_k
+from harness.stats.pass_at_k import COLUMNS, majority, pass_at_k, summarise
 
 
 def test_pass_at_k_by_hand():
@@ -134,7 +133,7 @@ NONE = [("7", False), ("8", False)]
 
 
 def test_summary_by_hand():
-    found = pass_at_k.summarise(
+    found = summarise(
         outcomes(
             ("a", 0, "t", "x", BOTH, True), ("a", 0, "t", "y", HALF, False),
             ("a", 1, "t", "x", NONE, False), ("a", 1, "t", "y", HALF, pd.NA),
@@ -142,30 +141,30 @@ def test_summary_by_hand():
             ("a", 1, "u", "z", BOTH, False), ("a", 1, "u", "w", NONE, False),
         )
     ).set_index("task")  # fmt: skip
-    assert list(found.columns) == ["row", "fraction", *pass_at_k.COLUMNS]
+    assert list(found.columns) == ["row", "fraction", *COLUMNS]
     # Task t: items 1, 1, 0, 1 pass; votes 1, 1/2, 0, 1/2; 2 of 6 known responses were cut.
-    assert list(found.loc["t", list(pass_at_k.COLUMNS)]) == pytest.approx([3 / 4, 1 / 2, 2, 1 / 3])
-    assert list(found.loc["u", list(pass_at_k.COLUMNS)]) == pytest.approx([1 / 4, 1 / 4, 2, 0])
+    assert list(found.loc["t", list(COLUMNS)]) == pytest.approx([3 / 4, 1 / 2, 2, 1 / 3])
+    assert list(found.loc["u", list(COLUMNS)]) == pytest.approx([1 / 4, 1 / 4, 2, 0])
     # Tasks weigh the same; responses are counted together.
-    assert list(found.loc["mean", list(pass_at_k.COLUMNS)]) == pytest.approx([1 / 2, 3 / 8, 2, 1 / 7])
+    assert list(found.loc["mean", list(COLUMNS)]) == pytest.approx([1 / 2, 3 / 8, 2, 1 / 7])
 
 
 def test_a_seed_that_lacks_an_item_or_a_decode_does_not_count():
     whole = [("a", 0, "t", "x", BOTH, False), ("a", 0, "t", "y", HALF, False)]
-    found = pass_at_k.summarise(
+    found = summarise(
         outcomes(
             *whole,
             ("a", 1, "t", "x", BOTH, True),
             ("a", 2, "t", "x", BOTH, True), ("a", 2, "t", "y", NONE[:1], True),
         )
     )  # fmt: skip
-    alone = pass_at_k.summarise(outcomes(*whole))
+    alone = summarise(outcomes(*whole))
     pd.testing.assert_frame_equal(found, alone)
     assert found["majority"].iloc[0] == pytest.approx(3 / 4)
 
 
 def test_one_decode_and_unknown_truncation_stay_empty():
-    found = pass_at_k.summarise(
+    found = summarise(
         outcomes(
             ("a", 0, "t", "x", BOTH[:1], pd.NA), ("a", 0, "t", "y", NONE[:1], pd.NA),
             ("b", 0, "t", "x", HALF, pd.NA), ("b", 0, "t", "y", NONE, pd.NA),
@@ -179,7 +178,7 @@ def test_one_decode_and_unknown_truncation_stay_empty():
 
 
 def test_no_mean_over_tasks_that_differ_in_decodes():
-    found = pass_at_k.summarise(
+    found = summarise(
         outcomes(
             ("a", 0, "t", "x", BOTH, False), ("a", 0, "t", "y", HALF, False),
             ("a", 0, "u", "z", BOTH[:1], False), ("a", 0, "u", "w", NONE[:1], True),

@@ -15,8 +15,8 @@ from statsmodels.stats.multitest import multipletests
 
 from harness.reporting import tables
 from harness.reporting.results import load
-from harness.stats import summarise
 from harness.reporting.tables.markdown import markdown
+from harness.stats import summarise
 
 GAIN = {"influence/combined": 0.25, "length": -0.4, "base": -0.2, "full": 0.05, "oracle": 0.3}
 ROWS = ("base", "random", "random/again", "length", "influence/combined", "full", "oracle")

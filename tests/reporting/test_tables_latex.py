@@ -10,9 +10,9 @@ import pytest
 
 from harness.reporting import tables
 from harness.reporting.results import load
-from harness.stats import summarise
 from harness.reporting.tables.render import tex
 from harness.reporting.tables.sheet import Column, Group, Sheet, Table, cell
+from harness.stats import summarise
 
 EVIL = 'x<script>alert("1")</script>'
 HOSTILE = (

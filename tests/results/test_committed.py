@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.studies import calibration
 from harness.experiment import config, records
-from harness.reporting import report
-from harness.reporting.results import load
 from harness.experiment.store import digest
-from harness.reporting.headline import MINUS
+from harness.reporting import report
+from harness.reporting.numbers import MINUS
+from harness.reporting.results import load
+from harness.studies import calibration
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"

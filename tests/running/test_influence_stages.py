@@ -6,19 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.experiment import config
-from harness.selection import toy
-from harness.running import cell_record, plan
-from harness.running.builders import Builder
-from harness.influence import Curvature, CurvatureOptions, fit
-from harness.influence.costs import fit_operations
 from harness.data.pool import Pool
 from harness.data.queries import Answers
-from harness.running.run import Run, protocol_of
-from harness.selection.selector import no_progress
-from harness.running.signals import load_model
+from harness.experiment import config
+from harness.experiment.progress import no_progress
 from harness.experiment.stage import VERSIONS, together
 from harness.experiment.store import Store
+from harness.influence import Curvature, CurvatureOptions, fit
+from harness.influence.costs import fit_operations
+from harness.running import cell_record, costs, facts, plan
+from harness.running.builders import Builder
+from harness.running.run import Run, protocol_of
+from harness.running.signals import load_model
+from harness.selection import toy
 from harness.selection.subset import read_scores
 
 TOML = """
@@ -157,13 +157,13 @@ def test_one_curvature_serves_strategies_fractions_and_self_influence(filled):
 def test_costs_are_counted_once_for_each_part(filled):
     store, made = filled
     curvature = json.loads(kinds(store, "curvature")[0].read_text())
-    costs = cell_record.selection_cost(made.cell("influence/combined@0.5#3").subset, store)
-    parts = costs["select_parts"]
+    cost = costs.selection_cost(made.cell("influence/combined@0.5#3").subset, store)
+    parts = cost["select_parts"]
     assert set(parts) == {"choose", "reference", "answers", "curvature", "influence"}
     assert parts["curvature"] == curvature["seconds"]
-    single = cell_record.selection_cost(made.cell("self_influence@0.5#3").subset, store)
+    single = costs.selection_cost(made.cell("self_influence@0.5#3").subset, store)
     assert set(single["select_parts"]) == {"choose", "reference", "curvature"}
-    assert costs["select_flops"] > single["select_flops"] > 0
+    assert cost["select_flops"] > single["select_flops"] > 0
     stage = made.cell("influence/combined@0.5#3").subset.parents["scores"]
     info = store.get("scores", stage.key).info
     influence = [json.loads(path.read_text())["info"] for path in kinds(store, "influence")]
@@ -174,7 +174,7 @@ def test_costs_are_counted_once_for_each_part(filled):
 def test_a_row_that_looks_at_another_costs_what_that_one_costs(filled):
     store, made = filled
     cells = ("random/matched@0.5#3", "influence/combined@0.5#3")
-    own, seen = (cell_record.selection_cost(made.cell(name).subset, store) for name in cells)
+    own, seen = (costs.selection_cost(made.cell(name).subset, store) for name in cells)
     assert own["select_flops"] == seen["select_flops"] > 0  # drawing costs no operation of its own
     assert own["select_parts"]["row:influence/combined"] == seen["select_seconds"]
 
@@ -222,8 +222,8 @@ def test_several_decodes_go_by_majority(make, tmp_path):
     after = [[1, 0, 1], [0, 0, 1], [0, 0, 1], *[[0, 0, 0]] * 5]
     subset = build(made, store, "influence/combined", 0.5, before, after)
     assert subset.parents["scores"].inputs["rule"] == "majority"
-    facts = cell_record.facts(made, store)["arms"]["main"]
-    assert (facts["n_C"], facts["n_I"], facts["query_decodes"]) == (1, 1, 3)
+    main = facts.facts(made, store)["arms"]["main"]
+    assert (main["n_C"], main["n_I"], main["query_decodes"]) == (1, 1, 3)
     [meta] = kinds(store, "influence")
     info = json.loads(meta.read_text())["info"]
     queryset = made.queries["main"]["queryset"]

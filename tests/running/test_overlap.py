@@ -10,20 +10,21 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from harness.running import builders, forecast, overlap, plan
 from harness.cli import app
-from harness.experiment import config, records
+from harness.cli.quotes import write_texts
 from harness.data import contamination
-from harness.reporting import quotes as texts
-from harness.running import run as running
-from harness.reporting.footnotes import overlap_notes
-from harness.running.job import reporting
 from harness.data.pool import Pool
 from harness.data.queries import Answers
-from harness.reporting.results import load
-from harness.selection.selector import no_progress
+from harness.experiment import config, records
+from harness.experiment.progress import no_progress
 from harness.experiment.stage import together
 from harness.experiment.store import Store
+from harness.reporting import quotes as texts
+from harness.reporting.footnotes import overlap_notes
+from harness.reporting.results import load
+from harness.running import builders, forecast, overlap, plan
+from harness.running import run as running
+from harness.running.job import reporting
 
 TOML = """
 name = "own"
@@ -354,6 +355,7 @@ def test_a_run_stops_before_training_and_goes_on_once_the_rows_are_kept(world, m
 def test_a_run_without_the_rows(world):
     made = world.plan("drop", "drop")
     summary = running.Run(made, world.store, world.results, workers=1).execute(running.View())
+    write_texts(made, world.store, world.results)
     assert summary.failed == {}
     newest = records.newest(records.read(world.results))
     chosen = pd.read_parquet(world.results / newest["length@0.5#0"]["selection"])

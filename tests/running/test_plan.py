@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from harness.experiment import config
+from harness.experiment.records import append
+from harness.experiment.store import Store
 from harness.running import plan
-from harness.selection import plugins
 from harness.running.explain import explain
 from harness.running.forecast import forecast
-from harness.experiment.records import append
 from harness.running.run import Run
-from harness.experiment.store import Store
+from harness.selection import plugins
 
 TOML = """
 name = "micro"

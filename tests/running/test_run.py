@@ -11,15 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.running import builders, plan
-from harness.experiment import config, records
-from harness.reporting import quotes
-from harness.running import run as running
-from harness.running.job import reporting
+from harness.cli.quotes import write_texts
 from harness.evaluation.engine_settings import Limits
+from harness.experiment import config, records
 from harness.experiment.store import LOG as LOG_FILE
 from harness.experiment.store import Store
+from harness.reporting import quotes
+from harness.running import builders, plan
+from harness.running import run as running
 from harness.running.display import View
+from harness.running.job import reporting
 from harness.training.divergence import TrainingDiverged
 
 TOML = """
@@ -104,7 +105,9 @@ def world(tmp_path, monkeypatch):
             path.write_text(text)
             made = plan.make(config.load(path), path)
             options = {"workers": 1, **options}
-            return running.Run(made, self.store, self.results, **options).execute(View())
+            summary = running.Run(made, self.store, self.results, **options).execute(View())
+            write_texts(made, self.store, self.results)
+            return summary
 
         def newest(self):
             return records.newest(records.read(self.results))

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from harness.experiment import config
-from harness.selection import toy
-from harness.running import forecast, cell_record, plan
-from harness.training import trajectory
-from harness.running.builders import Builder
-from harness.running.run import Run
-from harness.selection.selector import no_progress
-from harness.running.signals import load_model
+from harness.experiment.progress import no_progress
 from harness.experiment.stage import VERSIONS
 from harness.experiment.store import Store
+from harness.running import costs, forecast, plan
+from harness.running.builders import Builder
+from harness.running.run import Run
+from harness.running.signals import load_model
+from harness.selection import toy
 from harness.selection.subset import read_scores, read_subset
+from harness.training import trajectory
 
 TOML = """
 name = "along"
@@ -133,7 +133,7 @@ def test_from_the_file_to_the_chosen_ids(made, store, row):
     columns = read_scores(store.folder(scores.kind, scores.key))
     order = np.argsort(-np.asarray(columns["score"]), kind="stable")[:24]
     assert set(chosen) == {columns["id"][p] for p in order}
-    cost = cell_record.selection_cost(subset, store)
+    cost = costs.selection_cost(subset, store)
     training = {"gradcos": "reference", "self_influence": "reference"}.get(row, "trajectory")
     fitted = {"curvature"} if row == "self_influence" else set()
     assert set(cost["select_parts"]) == {"choose", training} | fitted
@@ -144,7 +144,7 @@ def test_from_the_file_to_the_chosen_ids(made, store, row):
     expected = parameters * (6 * run.info["train"]["tokens"] + scoring)
     assert cost["select_flops"] == pytest.approx(expected)
     if training == "reference":
-        spent = cell_record.training_flops(scores.parents[training], store)
+        spent = costs.training_flops(scores.parents[training], store)
         assert spent == 6 * parameters * run.info["train"]["tokens"]
 
 

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from harness.selection import conformance, toy, plugins
-from harness.selection.selector import Context, Positions, Scores, ScoreSelector, Selector
+from harness.selection import conformance, plugins, toy
+from harness.selection.context import Context
+from harness.selection.selector import Positions, Scores, ScoreSelector, Selector
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     *[(name, {}) for name in plugins.names()],

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.selection.features import Features
 from harness.data.pool import Pool
+from harness.selection.features import Features
 
 WEIGHTINGS = ("weighted", "mean", "last")
 

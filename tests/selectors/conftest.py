@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.selection import toy
 from harness import influence
-from harness.selection.plugins import build
 from harness.data.pool import Pool
-from harness.selection.selector import Context, Scores, Selector
+from harness.selection import toy
+from harness.selection.context import Context
+from harness.selection.plugins import build
+from harness.selection.selector import Scores, Selector
 
 MakePool = Callable[..., Pool]
 MakeContext = Callable[..., Context]

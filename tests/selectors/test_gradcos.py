@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.selection import toy
 from harness import influence
+from harness.selection import toy
 
 
 def test_an_example_that_is_the_query_comes_first(scored: Any) -> None:

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
+from harness.selection.context import Influence
 from harness.selection.plugins import build
-from harness.selection.selector import Influence
 
 Table = dict[str, list[float]]
 

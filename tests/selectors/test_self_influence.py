@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.selection import toy
 from harness import influence
+from harness.selection import toy
 from harness.selection.plugins import build
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.selection import toy
 from harness import influence
+from harness.selection import toy
+from harness.selection.context import Warmup
 from harness.selection.plugins import build
-from harness.selection.selector import Warmup
 
 
 def test_an_example_that_is_the_query_comes_first(scored: Any) -> None:

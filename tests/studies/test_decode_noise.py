@@ -10,16 +10,16 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from harness.running import builders, plan
-from harness.experiment import config, records
-from harness.studies import decode_noise as noise
-from harness.running import run as running
 from harness.cli.app import app, main
+from harness.evaluation.engine_settings import Limits
+from harness.experiment import config, records
+from harness.experiment.store import Store
+from harness.running import builders, plan
+from harness.running import run as running
+from harness.running.display import View
 from harness.running.evaluation_builders import repeated
 from harness.running.job import Job, reporting
-from harness.evaluation.engine_settings import Limits
-from harness.experiment.store import Store
-from harness.running.display import View
+from harness.studies import decode_noise as noise
 
 TOML = """
 name = "pretend"

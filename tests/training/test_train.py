@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from harness.data.pool import Pool
-from harness.training.train import Recipe, TrainingDiverged, TrainLog, check_subset, example_order, train
 from harness.training.divergence import Watch
+from harness.training.recipe import Recipe
+from harness.training.train import TrainingDiverged, TrainLog, check_subset, example_order, train
 
 VOCABULARY = 32
 RECIPE = Recipe(learning_rate=3e-3, max_tokens=16, epochs=2, batch_size=4)

@@ -12,13 +12,19 @@ import torch
 from safetensors.torch import load_file
 
 from harness import influence
+from harness.data.pool import Pool
 from harness.influence import CurvatureOptions
 from harness.influence.layers import tracked_layers
-from harness.data.pool import Pool
-from harness.selection.selector import Warmup
 from harness.running.signals import load_model
-from harness.training.train import Recipe, example_order, train
-from harness.training.trajectory import kept_steps, load_trajectory, train_trajectory, warmup_examples
+from harness.selection.context import Warmup
+from harness.training.recipe import Recipe
+from harness.training.train import example_order, train
+from harness.training.trajectory import (
+    kept_steps,
+    load_trajectory,
+    train_trajectory,
+    warmup_examples,
+)
 
 VOCABULARY = 32
 RECIPE = Recipe(learning_rate=3e-3, max_tokens=16, epochs=2, batch_size=4)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, Protocol, Self, get_args
 
-from harness.data.grading.plain import located, normalise
 from harness.data.grading.equivalence import Comparer
 from harness.data.grading.extraction import Extracted, Kind, extract
+from harness.data.grading.plain import located, normalise
 
 VERSION = 1
 """Of everything that a verdict depends on; a change of any rule raises it."""

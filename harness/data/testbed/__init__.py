@@ -6,7 +6,15 @@ selectors; it is not evidence about any real language model or data set.
 
 from harness.data.testbed.base import BASES, BaseSpec, train_base
 from harness.data.testbed.chains import Verdict, canonical, verify
-from harness.data.testbed.pool import CORRECT, QUALITY, SHARES, PoolSpec, anti_oracle_order, make_pool, oracle_order
+from harness.data.testbed.pool import (
+    CORRECT,
+    QUALITY,
+    SHARES,
+    PoolSpec,
+    anti_oracle_order,
+    make_pool,
+    oracle_order,
+)
 from harness.data.testbed.tasks import TASKS, check_disjoint, make_queries, make_task
 from harness.data.testbed.tokenizer import build_tokenizer
 

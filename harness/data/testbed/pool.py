@@ -12,7 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from harness.data.testbed.chains import LETTERS, MODULUS, OFF_TOPIC, Problem, Step, draw, draw_from, solution, work, write
+from harness.data.testbed.chains import (
+    LETTERS,
+    MODULUS,
+    OFF_TOPIC,
+    Problem,
+    Step,
+    draw,
+    draw_from,
+    solution,
+    work,
+    write,
+)
 
 Errors = Literal["systematic", "random", "none"]
 Row = dict[str, Any]

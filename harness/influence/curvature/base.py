@@ -15,16 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
-
 from harness.influence.layers import Gradients, tracked_layers
-from harness.influence.options import CurvatureOptions, SamplingError, options_from
+from harness.influence.options import CurvatureOptions, SamplingError, fitted_on
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.influence.batches import Progress
     from harness.data.pool import Pool
+    from harness.influence.batches import Progress
 
 FORMAT = 1
 
@@ -211,44 +209,6 @@ class Identity(Curvature):
     ) -> Self:
         """The identity on these layers."""
         return cls(options, shapes, examples)
-
-
-def fit(
-    model: nn.Module,
-    pool: Pool,
-    options: CurvatureOptions | None = None,
-    *,
-    progress: Progress | None = None,
-    **keywords: Any,
-) -> Curvature:
-    """Fit the curvature of `options.kind` on `pool` at the model's present weights.
-
-    Options come as a `CurvatureOptions` or by name: `fit(model, pool, kind="kfac", damping=0.01)`.
-    """
-    options = options_from(options, keywords)
-    if len(pool) == 0:
-        raise ValueError("the pool is empty; expected at least one example to fit a curvature on")
-    sample = fitted_on(pool, options)
-    found = _kind(options.kind).fit(model, sample, options, progress=progress)
-    if not options.measure_error:
-        return found
-    from harness.influence.curvature.fit import sampling_error
-
-    error = sampling_error(model, pool, options, curvature=found, progress=progress)
-    return dataclasses.replace(found, error=error)
-
-
-def fitted_on(pool: Pool, options: CurvatureOptions) -> Pool:
-    """The examples that a curvature is fitted on: the pool, or `options.sample` of it, seeded."""
-    return drawn(pool, options.sample, options.seed)
-
-
-def drawn(pool: Pool, size: int | None, seed: int) -> Pool:
-    """`size` examples without replacement, in pool order; all of them for None or too large."""
-    if size is None or size >= len(pool):
-        return pool
-    chosen = np.random.default_rng([seed, 101]).choice(len(pool), size, replace=False)
-    return pool.take(np.sort(chosen))
 
 
 _HOMES = {

@@ -40,15 +40,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from harness.influence.curvature.fisher import fisher_products
-from harness.influence.kernels.matmul import wide
 from harness.influence.curvature.kronecker import EKFAC
-from harness.influence.layers import Gradients
+from harness.influence.kernels.matmul import wide
+from harness.influence.layers import Gradients, dots
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from harness.influence.batches import Progress
     from harness.data.pool import Pool
+    from harness.influence.batches import Progress
 
 BLOCK_ELEMENTS = 1 << 28
 """Entries of right-hand sides solved together; some five times as many are held."""
@@ -187,14 +187,6 @@ def conjugate_gradients(
             ahead[name] = part.add_(ahead[name] * (fresh / heights).to(part.dtype)[:, None, None])
         heights = fresh
     return solution, solved
-
-
-def dots(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
-    """<left_j, right_j> over all layers, [k], in double precision."""
-    parts = [
-        (left[name] * part).sum(dim=(1, 2), dtype=torch.float64) for name, part in right.items()
-    ]
-    return torch.stack([part.to(parts[0].device) for part in parts]).sum(dim=0)
 
 
 def columns_of(parts: Mapping[str, Tensor], chosen: Tensor) -> Gradients:

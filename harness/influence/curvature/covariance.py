@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from harness.influence.curvature.base import drawn
-from harness.influence.kernels.matmul import outer, wide
+from harness.data.pool import IGNORED, Pool, drawn, tokens_of
 from harness.influence.gradients import stream
 from harness.influence.kernels.lanes import Lane, Sums, spread
+from harness.influence.kernels.matmul import outer, wide
 from harness.influence.options import FEWEST, POSITIONS_PER_DIMENSION, CurvatureOptions
-from harness.data.pool import IGNORED, Pool, tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

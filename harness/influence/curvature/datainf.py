@@ -26,20 +26,20 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 
 from harness.influence.batches import batches, device_of
-from harness.influence.curvature.covariance import groups
 from harness.influence.curvature.base import Curvature
-from harness.influence.kernels.matmul import linear, outer
+from harness.influence.curvature.covariance import groups
 from harness.influence.gradients import stream
+from harness.influence.kernels.matmul import linear, outer
 from harness.influence.layers import evaluating, tracked_layers
 from harness.influence.trace import FEW, Consumer, Trace
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from harness.data.pool import Pool
     from harness.influence.batches import Progress
     from harness.influence.layers import Gradients, Layer
     from harness.influence.options import CurvatureOptions
-    from harness.data.pool import Pool
 
 
 @dataclass(frozen=True)

@@ -28,18 +28,18 @@ from torch.func import functional_call, jvp, vmap
 
 from harness.influence.batches import draw_seed, model_inputs
 from harness.influence.directional import load_forward_mode, parameters_and_tangents
-from harness.influence.kernels.matmul import wide
 from harness.influence.gradients import pullback, root_gradient
 from harness.influence.head import captured, hidden_curvature, softmax_curvature
 from harness.influence.kernels.lanes import Lane, Sums, spread
+from harness.influence.kernels.matmul import wide
 from harness.influence.layers import Gradients, check_attention, match, tracked_layers
 from harness.influence.trace import FEW, Trace
 
 if TYPE_CHECKING:
+    from harness.data.pool import Pool
     from harness.influence.batches import Batch, Progress
     from harness.influence.layers import Layer
     from harness.influence.options import CurvatureOptions
-    from harness.data.pool import Pool
 
 COLUMNS = 8
 """Directions that forward mode takes through the model at once."""

@@ -18,24 +18,25 @@ against "pool" and "basis" share them, so that this source of error is not part 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from harness.data.pool import drawn
+from harness.influence.curvature.base import Curvature, _kind
 from harness.influence.curvature.covariance import basis_examples
-from harness.influence.curvature.base import Curvature, drawn, fit, fitted_on
 from harness.influence.ghost import products
 from harness.influence.gradients import query_gradients
 from harness.influence.layers import tracked_layers
-from harness.influence.options import SamplingError
+from harness.influence.options import CurvatureOptions, SamplingError, fitted_on, options_from
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.influence.batches import Progress
-    from harness.influence.options import CurvatureOptions
     from harness.data.pool import Pool
+    from harness.influence.batches import Progress
+
 
 PROBES = 4
 SCORED = 256
@@ -116,7 +117,32 @@ def _spearman(left: np.ndarray, right: np.ndarray) -> float:
 
 def _cosine(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
     """Mean over columns of the cosine over all layers."""
-    from harness.influence.curvature.conjugate_gradients import dots
+    from harness.influence.layers import dots
 
     cosines = dots(left, right) / (dots(left, left) * dots(right, right)).sqrt()
     return float(cosines.mean())
+
+
+def fit(
+    model: nn.Module,
+    pool: Pool,
+    options: CurvatureOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    **keywords: Any,
+) -> Curvature:
+    """Fit the curvature of `options.kind` on `pool` at the model's present weights.
+
+    Options come as a `CurvatureOptions` or by name: `fit(model, pool, kind="kfac", damping=0.01)`.
+    """
+    options = options_from(options, keywords)
+    if len(pool) == 0:
+        raise ValueError("the pool is empty; expected at least one example to fit a curvature on")
+    sample = fitted_on(pool, options)
+    found = _kind(options.kind).fit(model, sample, options, progress=progress)
+    if not options.measure_error:
+        return found
+    from harness.influence.curvature.fit import sampling_error
+
+    error = sampling_error(model, pool, options, curvature=found, progress=progress)
+    return dataclasses.replace(found, error=error)

@@ -37,11 +37,19 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 
-from harness.influence.curvature.covariance import Kept, Layers, basis_sample, factors, groups, is_kept, stream_labelled
 from harness.influence.curvature.base import Curvature
-from harness.influence.kernels.matmul import linear, products, wide
+from harness.influence.curvature.covariance import (
+    Kept,
+    Layers,
+    basis_sample,
+    factors,
+    groups,
+    is_kept,
+    stream_labelled,
+)
 from harness.influence.head import HALF
 from harness.influence.kernels.lanes import Lane, Sums, spread
+from harness.influence.kernels.matmul import linear, products, wide
 from harness.influence.layers import tracked_layers
 from harness.influence.options import CurvatureOptions
 from harness.influence.trace import rows_at_once
@@ -51,9 +59,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from harness.data.pool import Pool
     from harness.influence.batches import Batch, Progress
     from harness.influence.trace import Consumer, Trace
-    from harness.data.pool import Pool
 
 
 AT_ONCE = 4

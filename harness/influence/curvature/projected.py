@@ -21,20 +21,20 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 
 from harness.influence.batches import batches, device_of, seeded
-from harness.influence.curvature.covariance import groups
 from harness.influence.curvature.base import Curvature
-from harness.influence.kernels.matmul import linear, outer, wide
+from harness.influence.curvature.covariance import groups
 from harness.influence.gradients import stream
+from harness.influence.kernels.matmul import linear, outer, wide
 from harness.influence.layers import evaluating, tracked_layers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from harness.data.pool import Pool
     from harness.influence.batches import Progress
     from harness.influence.layers import Layer
     from harness.influence.options import CurvatureOptions
     from harness.influence.trace import Trace
-    from harness.data.pool import Pool
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.influence.kernels.attention import alike
+from harness.data.pool import Pool
 from harness.influence.batches import Batch, Progress, batches, device_of
+from harness.influence.kernels.attention import alike
 from harness.influence.kernels.matmul import onednn_is_faster
 from harness.influence.layers import Layer, evaluating, tracked_layers
 from harness.influence.options import CurvatureOptions
-from harness.data.pool import Pool
 
 LANES = 2
 LARGE = 1 << 23

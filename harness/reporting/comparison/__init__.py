@@ -4,7 +4,7 @@ Accuracy by task with a paired difference, the items that changed most, what was
 cost; in the end one sentence that the numbers allow. Needs neither torch nor a store.
 """
 
-from harness.reporting.comparison.row import fitting
 from harness.reporting.comparison.compare import Story, compare
+from harness.reporting.comparison.row import fitting
 
 __all__ = ["Story", "compare", "fitting"]

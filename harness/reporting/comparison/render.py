@@ -11,10 +11,19 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.reporting.outcomes.as_json import compared, estimated
-from harness.reporting.comparison.row import SECONDS, Side, Spent
 from harness.reporting.comparison.compare import Flip, Line, Story
-from harness.reporting.headline import NONE, interval, listing, number, p_value, plural, points, seconds
+from harness.reporting.comparison.row import SECONDS, Side, Spent
+from harness.reporting.numbers import (
+    NONE,
+    interval,
+    listing,
+    number,
+    p_value,
+    plural,
+    points,
+    seconds,
+)
+from harness.reporting.outcomes.as_json import compared, estimated
 
 
 def as_dict(story: Story) -> dict[str, Any]:

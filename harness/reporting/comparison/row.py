@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from harness.reporting.numbers import percent
 from harness.reporting.results import OWN, Cell, Results, mean_cost, mean_parts
 from harness.stats import rank_correlation
 from harness.stats.set_overlap import Chosen
-from harness.reporting.headline import percent
 
 DIFFICULTY = "difficulty"
 SECONDS = ("select_seconds", "train_seconds", "eval_seconds")

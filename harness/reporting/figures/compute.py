@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from harness.reporting import headline
+from harness.reporting import numbers
 from harness.reporting.figures.multiples import multiples, same_scales
 from harness.reporting.figures.panels import Lines, primary, ranked
 from harness.reporting.figures.style import BLACK, BLUE, FAINT, GREY, LIGHT, row_label
@@ -75,7 +75,7 @@ def _unit(results: Results, spent: Mapping[tuple[str, float], float]) -> float |
 def _unit_name(results: Results) -> str:
     if FULL in results.rows:
         return f"runs of {FULL}"
-    return f"runs of {results.reference} at {headline.percent(max(results.fractions))}"
+    return f"runs of {results.reference} at {numbers.percent(max(results.fractions))}"
 
 
 def _panel(
@@ -176,7 +176,7 @@ def _handles(results: Results, lines: Lines, at: Mapping[tuple[str, float], floa
         handles.append(Line2D([], [], color=GREY, linestyle=(0, (4, 2)), label=BASE))
     if len(results.fractions) > 1:
         handles += [
-            dot(_shape(results, fraction), BLACK, f"{headline.percent(fraction)} kept")
+            dot(_shape(results, fraction), BLACK, f"{numbers.percent(fraction)} kept")
             for fraction in results.fractions
         ]
     return handles

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from harness.reporting import headline
-from harness.reporting.figures.panels import differences, fraction_titles, legend, panels, primary, share_scale
+from harness.reporting import numbers
+from harness.reporting.figures.panels import (
+    differences,
+    fraction_titles,
+    legend,
+    panels,
+    primary,
+    share_scale,
+)
 from harness.reporting.figures.style import LIGHT, OKABE_ITO
 from harness.reporting.results import CONTROLS, Results, mean_parts
 
@@ -60,7 +67,7 @@ def _cost_bars(
             axis.barh(y, width, left=left, height=0.62, linewidth=0.5, **looks[name])
             left += width
         if spent[row]:
-            axis.annotate(headline.seconds(left), (left, y), (3, 0), textcoords="offset points",
+            axis.annotate(numbers.seconds(left), (left, y), (3, 0), textcoords="offset points",
                       va="center", fontsize=8)  # fmt: skip
     longest = max(math.fsum(parts.values()) for parts in spent.values())
     seen = {n for parts in spent.values() for n, share in parts.items() if share > 0.01 * longest}

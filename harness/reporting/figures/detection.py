@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from harness.reporting import headline
-from harness.reporting.figures.pool_facts import described, middle, planted, score_column
+from harness.reporting import numbers
 from harness.reporting.figures.heat import heat, hundredths
 from harness.reporting.figures.panels import ranked
+from harness.reporting.figures.pool_facts import described, middle, planted, score_column
 from harness.reporting.figures.style import row_label
 from harness.reporting.results import BASE, FULL, Results
 from harness.stats import placements
@@ -50,7 +50,7 @@ def detection(results: Results, table: pd.DataFrame) -> Figure | None:
     )  # fmt: skip
     axes = figure.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=widths)[0]
     heat(axes[0], pruned, heights, [*classes, ALL, CORRECT], _percent)
-    axes[0].set_title(f"Pruned at {headline.percent(fraction)} kept (%)\n"
+    axes[0].set_title(f"Pruned at {numbers.percent(fraction)} kept (%)\n"
                       f"random: {100 * _random(results, rows[0], fraction):.0f}")  # fmt: skip
     if scored:
         heat(axes[1], areas, heights, [*classes, ALL], hundredths)
@@ -118,4 +118,4 @@ def _random(results: Results, row: str, fraction: float) -> float:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.0f}" if math.isfinite(value) else headline.NONE
+    return f"{100 * value:.0f}" if math.isfinite(value) else numbers.NONE

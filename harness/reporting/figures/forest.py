@@ -8,8 +8,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from harness.reporting import headline
-from harness.reporting.figures.panels import Lines, differences, fraction_titles, kind_of, legend, line_at, mark, no_result, panels, primary, ranked, share_scale
+from harness.reporting import numbers
+from harness.reporting.figures.panels import (
+    Lines,
+    differences,
+    fraction_titles,
+    kind_of,
+    legend,
+    line_at,
+    mark,
+    no_result,
+    panels,
+    primary,
+    ranked,
+    share_scale,
+)
 from harness.reporting.figures.style import GREY
 from harness.reporting.results import Results
 
@@ -40,7 +53,7 @@ def accuracy(results: Results, table: pd.DataFrame) -> Figure:
             kind = kind_of(results, line)
             kinds[kind] = None
             mark(axis, 100 * line.mean, y, 100 * line.ci_low, 100 * line.ci_high, kind)
-        axis.set_xlabel(f"Accuracy, mean of {headline.plural(len(results.tasks), 'task')} (%)"
+        axis.set_xlabel(f"Accuracy, mean of {numbers.plural(len(results.tasks), 'task')} (%)"
                         if len(axes) == 1 else "Accuracy (%)")  # fmt: skip
     share_scale(axes)
     legend(figure, results, kinds, [_seed_handle()])
@@ -89,11 +102,11 @@ def _print_effects(
 ) -> None:
     """Estimates as numbers, to the right of the panel."""
     transform = axis.get_yaxis_transform()
-    level = headline.percent(1 - results.alpha)
+    level = numbers.percent(1 - results.alpha)
     axis.text(1.03, 1.0, f"points [{level}]", transform=axis.transAxes, color=GREY, fontsize=8)
     for row, y in places.items():
         line = line_at(None, row, fraction, lines)
         if math.isfinite(line.diff):
-            effect = headline.points(line.diff, signed=True)
-            effect += f" {headline.interval(line.diff_low, line.diff_high)}"
+            effect = numbers.points(line.diff, signed=True)
+            effect += f" {numbers.interval(line.diff_low, line.diff_high)}"
             axis.text(1.03, y, effect, transform=transform, va="center", fontsize=8)

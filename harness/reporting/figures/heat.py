@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.reporting import headline
+from harness.reporting import numbers
 from harness.reporting.figures.style import BLACK, BLUE, GREY, LIGHT, SKY
 
 if TYPE_CHECKING:
@@ -68,6 +68,6 @@ def heat(
         spine.set_visible(False)
 
 
-def hundredths(value: float, absent: str = headline.NONE) -> str:
+def hundredths(value: float, absent: str = numbers.NONE) -> str:
     """Two decimals of a share, without the zero in front, which a cell has no room for."""
     return f"{value:.2f}".removeprefix("0") if math.isfinite(value) else absent

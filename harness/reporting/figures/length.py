@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from harness.reporting import headline
-from harness.reporting.figures.pool_facts import SCORE, described, middle, score_column
+from harness.reporting import numbers
 from harness.reporting.figures.multiples import multiples, same_scales
+from harness.reporting.figures.pool_facts import SCORE, described, middle, score_column
 from harness.reporting.figures.style import BLACK, BLUE, GREY, LIGHT, row_label
 from harness.reporting.results import CONTROLS, Results
 from harness.stats import rank_correlation
@@ -82,9 +82,9 @@ def _with(points: pd.DataFrame, fact: str) -> float:
 def _title(row: str, points: pd.DataFrame) -> str:
     column = str(points.columns.name)
     name = row if column == SCORE else f"{row}: {column}"
-    said = f"{RHO} length {headline.number(_with(points, 'response_tokens'), 2)}"
+    said = f"{RHO} length {numbers.number(_with(points, 'response_tokens'), 2)}"
     steps = _with(points, "steps")
-    said += f", steps {headline.number(steps, 2)}" if math.isfinite(steps) else ""
+    said += f", steps {numbers.number(steps, 2)}" if math.isfinite(steps) else ""
     return f"{row_label(name, 24)}\n{said}"
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from harness.reporting import headline
-from harness.reporting.figures.pool_facts import middle
+from harness.reporting import numbers
 from harness.reporting.figures.heat import CELL, heat, hundredths
+from harness.reporting.figures.pool_facts import middle
 from harness.reporting.figures.style import GREY, row_label
 from harness.reporting.results import BASE, FULL, Results
 from harness.stats import jaccard, overlap_of_random, stability
@@ -105,6 +105,6 @@ def _said(results: Results, fraction: float, sets: Mapping[str, Sets]) -> str:
     """What the numbers are, and what chance would give."""
     some = next(iter(next(iter(sets.values())).values()))
     random = overlap_of_random(len(some), int(some.sum()), int(some.sum()))
-    said = f"Jaccard overlap, {headline.percent(fraction)} kept; random sets: {random:.2f}"
+    said = f"Jaccard overlap, {numbers.percent(fraction)} kept; random sets: {random:.2f}"
     varied = any(len({id(one) for one in each.values()}) > 1 for each in sets.values())
     return said + ("\nframed: the same row under other seeds" if varied else "")

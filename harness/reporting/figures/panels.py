@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from harness.reporting import tables, headline
+from harness.reporting import numbers, tables
 from harness.reporting.figures.style import BLACK, LIGHT, VERDICTS, VERMILLION, row_label
+from harness.reporting.numbers import MEAN
 from harness.reporting.results import CONTROLS, OWN, Results
-from harness.reporting.headline import MEAN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,7 +91,7 @@ def fraction_titles(results: Results) -> list[str]:
     """A title per panel; none where there is one fraction only."""
     if len(results.fractions) == 1:
         return [""]
-    return [f"{headline.percent(fraction)} kept" for fraction in results.fractions]
+    return [f"{numbers.percent(fraction)} kept" for fraction in results.fractions]
 
 
 def share_scale(axes: Sequence[Axes]) -> None:

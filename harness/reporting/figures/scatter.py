@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from harness.reporting.figures.pool_facts import described, middle, planted
 from harness.reporting.figures.multiples import multiples, same_scales
-from harness.reporting.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, row_label
+from harness.reporting.figures.pool_facts import described, middle, planted
+from harness.reporting.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    row_label,
+)
 from harness.reporting.results import CONTROLS, Results
 
 if TYPE_CHECKING:

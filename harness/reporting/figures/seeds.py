@@ -9,7 +9,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from harness.reporting.figures.panels import fraction_titles, kind_of, legend, line_at, no_result, panels, primary, ranked, share_scale
+from harness.reporting.figures.panels import (
+    fraction_titles,
+    kind_of,
+    legend,
+    line_at,
+    no_result,
+    panels,
+    primary,
+    ranked,
+    share_scale,
+)
 from harness.reporting.figures.style import BLACK, GREY, LIGHT, VERDICTS
 from harness.reporting.results import Results
 from harness.stats import aligned, common_seeds, rival

@@ -4,7 +4,7 @@
 seeds and items that both have. Nothing is imputed: what is missing or left out is counted by name.
 """
 
-from harness.reporting.outcomes.outcomes import Measured, read
 from harness.reporting.outcomes.analyse import Analysis, Section, analyse
+from harness.reporting.outcomes.outcomes import Measured, read
 
 __all__ = ["Analysis", "Measured", "Section", "analyse", "read"]

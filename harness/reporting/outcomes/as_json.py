@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from harness.reporting.outcomes.balance import LeftOut
+from harness.reporting.numbers import listing, percent, plural
 from harness.reporting.outcomes.analyse import ALPHA, DELTAS, RANDOM, Analysis, Range, Section
+from harness.reporting.outcomes.balance import LeftOut
 from harness.stats import Difference, Estimate
-from harness.reporting.headline import listing, percent, plural
 
 _ESTIMATED = ("mean", "ci_low", "ci_high", "sd_seeds", "n_seeds", "n_items")
 _COMPARED = ("diff", "ci_low", "ci_high", "p", "p_sign_flip", "p_floor")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.reporting.numbers import plural
 from harness.reporting.outcomes.outcomes import SHOWN, Arm, Mask, Measured
 from harness.stats import Outcome
-from harness.reporting.headline import plural
 
 
 @dataclass(frozen=True)

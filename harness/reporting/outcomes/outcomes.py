@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.reporting.numbers import plural
 from harness.reporting.outcomes.columns import ONLY_TASK, Columns, read_columns
 from harness.reporting.outcomes.reader import Codes
 from harness.stats.grid import FloatArray
-from harness.reporting.headline import plural
 
 SHOWN = 3
 """Names that a note gives as examples."""

@@ -8,9 +8,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.reporting.outcomes.as_json import notes, over
+from harness.reporting.numbers import NONE, interval, number, p_value, points
 from harness.reporting.outcomes.analyse import Analysis, Section
-from harness.reporting.headline import NONE, interval, number, p_value, points
+from harness.reporting.outcomes.as_json import notes, over
 
 HOLM = "Holm"
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from markupsafe import Markup
 
-from harness.reporting import footnotes, tables, headline
+from harness.reporting import footnotes, headline, numbers, tables
+from harness.reporting.numbers import MEAN
 from harness.reporting.page import answers, escape, examples, provenance
 from harness.reporting.results import MAIN, Results, mean_parts
-from harness.reporting.headline import MEAN
 
 if TYPE_CHECKING:
     import jinja2
@@ -263,11 +263,11 @@ def _costs(results: Results, table: pd.DataFrame) -> list[dict[str, str]]:
         found.append(
             {
                 "row": line.row,
-                "fraction": headline.percent(line.fraction),
-                "parts": ", ".join(f"{name} {headline.seconds(s)}" for name, s in parts)
-                or headline.NONE,
+                "fraction": numbers.percent(line.fraction),
+                "parts": ", ".join(f"{name} {numbers.seconds(s)}" for name, s in parts)
+                or numbers.NONE,
             }
-            | {name: headline.seconds(getattr(line, name)) for name in tables.SECONDS}
+            | {name: numbers.seconds(getattr(line, name)) for name in tables.SECONDS}
         )
     return found
 

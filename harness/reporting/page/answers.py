@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet
 
-from harness.reporting import quotes as texts, headline
+from harness.reporting import numbers
+from harness.reporting import quotes as texts
 from harness.reporting.page.examples import told
 from harness.reporting.page.item_choice import ROWS, SEEDS, Items, Shown, choose, finished, gather
 from harness.reporting.results import TRUNCATED, Results
@@ -84,7 +85,7 @@ def explorer(results: Results) -> Explorer | None:
 def _about(
     results: Results, items: Items, entries: list[dict[str, Any]], seeds: Mapping[str, list[int]]
 ) -> str:
-    at = f" at {headline.percent(items.fraction)} of the pool" if len(results.fractions) > 1 else ""
+    at = f" at {numbers.percent(items.fraction)} of the pool" if len(results.fractions) > 1 else ""
     said = (
         f"{len(entries)} of {len(items.keys):,} items{at}: those on which rows differ most, those "
         f"on which the seeds of a row differ most, and what each row wins from {results.reference} "
@@ -127,7 +128,7 @@ def _entries(results: Results, items: Items, found: Shown) -> list[dict[str, Any
         task, item = items.keys[position]
         question, answer = stored.get((task, item), (None, None))
         counts = [
-            f"{right[position]} of {asked[position]}" if asked[position] else headline.NONE
+            f"{right[position]} of {asked[position]}" if asked[position] else numbers.NONE
             for right, asked in zip(items.right, items.asked, strict=True)
         ]
         entries.append(

@@ -9,8 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from harness.reporting import quotes, headline
-from harness.reporting.page.example_choice import APART, KEPT, PRUNED, TOP, Choices, Chosen, Shown, choose, gather
+from harness.reporting import numbers, quotes
+from harness.reporting.page.example_choice import (
+    APART,
+    KEPT,
+    PRUNED,
+    TOP,
+    Choices,
+    Chosen,
+    Shown,
+    choose,
+    gather,
+)
 from harness.reporting.results import Results
 
 FEW = 5
@@ -73,7 +83,7 @@ def _about(results: Results, choices: Choices, entries: list[dict[str, Any]]) ->
     if len(names) == 1:
         over = names[0]
     elif names == [chosen.row for chosen in choices.rows]:
-        over = headline.listing(names)
+        over = numbers.listing(names)
     level = "all fractions and seeds" if len(results.fractions) > 1 else "all seeds"
     said = (
         f"{len(entries)} of the pool's {len(choices.ids):,} examples: those that {over} keep and "
@@ -104,7 +114,7 @@ def _entries(results: Results, choices: Choices, found: Shown) -> list[dict[str,
                 "facts": " · ".join(
                     [
                         *_lengths(results, position),
-                        f"kept in {headline.percent(round(float(share[position]), 2))} of choices",
+                        f"kept in {numbers.percent(round(float(share[position]), 2))} of choices",
                     ]
                 ),
                 "influence": _influence(choices, position),
@@ -136,7 +146,7 @@ def _lengths(results: Results, position: int) -> list[str]:
     for name, noun in (("response_tokens", "token"), ("steps", "step")):
         value = line.get(name)
         if value is not None and math.isfinite(value):
-            found.append(headline.plural(int(value), noun))
+            found.append(numbers.plural(int(value), noun))
     return found
 
 
@@ -158,7 +168,7 @@ def _keepers(choices: Choices, position: int) -> dict[str, str]:
         if share in (0.0, 1.0):
             found["kept" if share else "pruned"].append(chosen.row)
         else:
-            found["some"].append(f"{chosen.row} ({headline.percent(round(share, 2))})")
+            found["some"].append(f"{chosen.row} ({numbers.percent(round(share, 2))})")
     return {name: ", ".join(rows) for name, rows in found.items()}
 
 
@@ -173,18 +183,18 @@ def _line(chosen: Chosen, places: np.ndarray[Any, Any] | None, position: int) ->
     """Times kept, score, place and further scores of one row."""
     kept = [f"{c[position]} of {n}" for c, n in zip(chosen.counts, chosen.seeds, strict=True)]
     if len(kept) > 1:
-        shares = map(headline.percent, chosen.fractions)
+        shares = map(numbers.percent, chosen.fractions)
         kept = [f"{share}: {times}" for share, times in zip(shares, kept, strict=True)]
     line = chosen.scores.iloc[position]
     others = [f"{name} {significant(line[name])}" for name in chosen.scores if name != "score"]
-    score = significant(line["score"]) if places is not None else headline.NONE
-    place = f"{places[position]:,}" if places is not None else headline.NONE
+    score = significant(line["score"]) if places is not None else numbers.NONE
+    place = f"{places[position]:,}" if places is not None else numbers.NONE
     return [", ".join(kept), score, place, ", ".join(others)]
 
 
 def significant(value: float) -> str:
     """A score with three significant digits, or all of its digits before the point."""
     if not math.isfinite(value):
-        return headline.NONE
+        return numbers.NONE
     text = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
-    return text.replace("-", headline.MINUS)
+    return text.replace("-", numbers.MINUS)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.reporting import tables, headline
+from harness.reporting import numbers, tables
 from harness.reporting.results import BASE, CONTROLS, FULL, MAIN, Results
 
 
@@ -29,11 +29,11 @@ def environments(results: Results) -> list[dict[str, Any]]:
         device = f"{first.get('device', '?')}, {first.get('processor', '?')}"
         found.append(
             {
-                "cells": headline.plural(len(group), "cell"),
+                "cells": numbers.plural(len(group), "cell"),
                 "commit": str(first.get("commit") or "unknown"),
                 "dirty": first.get("dirty"),
                 "when": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "unknown",
-                "device": f"{device}, {headline.plural(int(first.get('threads') or 1), 'thread')}",
+                "device": f"{device}, {numbers.plural(int(first.get('threads') or 1), 'thread')}",
                 "engine": f"{engine.get('name', '?')} {engine.get('version', '?')}",
                 "python": f"{first.get('python', '?')} on {first.get('platform', '?')}",
                 "packages": sorted((first.get("packages") or {}).items()),
@@ -45,7 +45,7 @@ def environments(results: Results) -> list[dict[str, Any]]:
 def first_row(results: Results, table: pd.DataFrame) -> str:
     """The finished row to name as an example: the best selector, else another."""
     aside = (*CONTROLS, results.reference)
-    lines = table[(table["task"] == headline.MEAN) & (table["mean"].notna())]
+    lines = table[(table["task"] == numbers.MEAN) & (table["mean"].notna())]
     chosen = lines[~lines["row"].isin(aside)]
     ranked = tables.order(results, chosen, list(dict.fromkeys(chosen["row"])))
     controls = [row for row in lines["row"] if row != results.reference]

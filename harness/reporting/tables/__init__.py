@@ -12,11 +12,27 @@ from collections.abc import Mapping
 import pandas as pd
 
 from harness.reporting.results import Results
-from harness.reporting.tables import accuracy, cost, differences, noise, selections, strategies, transfer
-from harness.reporting.tables.accuracy import KEYS, MAIN_COLUMNS, SECONDS, blocks, extras, main, order
+from harness.reporting.tables import (
+    accuracy,
+    cost,
+    differences,
+    noise,
+    selections,
+    strategies,
+    transfer,
+)
+from harness.reporting.tables.accuracy import (
+    KEYS,
+    MAIN_COLUMNS,
+    SECONDS,
+    blocks,
+    extras,
+    main,
+    order,
+)
 from harness.reporting.tables.escape import markdown_text, tex_text
-from harness.reporting.tables.render import tex
 from harness.reporting.tables.markdown import markdown, pipes
+from harness.reporting.tables.render import tex
 from harness.reporting.tables.sheet import Sheet, csv
 
 __all__ = [

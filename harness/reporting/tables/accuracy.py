@@ -8,14 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from harness.stats import pass_at_k
-from harness.reporting import footnotes, headline
+from harness.reporting import footnotes, headline, numbers
+from harness.reporting.numbers import MEAN
 from harness.reporting.results import CONTROLS, MAIN, Results, mean_cost
-from harness.stats import SUMMARY_COLUMNS
 from harness.reporting.tables.cells import titled
 from harness.reporting.tables.sheet import Column, Group, Sheet, Table, cell
 from harness.reporting.tables.sheet import Line as Cells
-from harness.reporting.headline import MEAN
+from harness.stats import SUMMARY_COLUMNS, pass_at_k
 
 MAIN_COLUMNS = [
     "row", "fraction", "task", "mean", "ci_low", "ci_high", "sd_seeds", "n_seeds", "n_items",
@@ -122,7 +121,7 @@ def blocks(results: Results, table: pd.DataFrame, task: str = MEAN) -> list[Bloc
     found = []
     for fraction in results.fractions:
         lines = part[(part["fraction"] == fraction) & ~part["row"].isin(CONTROLS)]
-        title = f"{headline.percent(fraction)} of the pool kept"
+        title = f"{numbers.percent(fraction)} of the pool kept"
         found.append(Block(title, _lines(results, lines, extra)))
     lines = part[part["row"].isin(CONTROLS)]
     found.append(Block("Controls", _lines(results, lines, extra, controls=True)))
@@ -149,19 +148,19 @@ def _line(results: Results, entry: pd.Series[Any], extra: bool, name_fraction: b
     reference = entry["row"] == results.reference
     name = entry["row"]
     if name_fraction and 0 < entry["fraction"] < 1:
-        name += f" at {headline.percent(entry['fraction'])}"
+        name += f" at {numbers.percent(entry['fraction'])}"
     return Line(
         row=name,
-        fraction=headline.percent(entry["fraction"]),
-        accuracy=headline.points(entry["mean"]),
-        interval=headline.interval(entry["ci_low"], entry["ci_high"]),
-        diff=REFERENCE if reference else headline.points(entry["diff"], signed=True),
-        diff_interval=headline.interval(entry["diff_low"], entry["diff_high"]),
-        p=headline.NONE if reference else headline.p_value(entry["p_holm"]),
+        fraction=numbers.percent(entry["fraction"]),
+        accuracy=numbers.points(entry["mean"]),
+        interval=numbers.interval(entry["ci_low"], entry["ci_high"]),
+        diff=REFERENCE if reference else numbers.points(entry["diff"], signed=True),
+        diff_interval=numbers.interval(entry["diff_low"], entry["diff_high"]),
+        p=numbers.NONE if reference else numbers.p_value(entry["p_holm"]),
         verdict=entry["verdict"] if entry["verdict"] != "reference" else "",
         seeds=str(done) if done == len(cells) else f"{done} of {len(cells)}",
-        extras=tuple(headline.points(entry[name]) for name in EXTRAS) if extra else (),
-        seconds=tuple(headline.seconds(entry[name]) for name in SECONDS),  # type: ignore[arg-type]
+        extras=tuple(numbers.points(entry[name]) for name in EXTRAS) if extra else (),
+        seconds=tuple(numbers.seconds(entry[name]) for name in SECONDS),  # type: ignore[arg-type]
     )
 
 

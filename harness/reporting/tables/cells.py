@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from harness.reporting import headline
+from harness.reporting import numbers
+from harness.reporting.numbers import MEAN, NONE
 from harness.reporting.results import CONTROLS, MAIN, OWN, Results
 from harness.reporting.tables.escape import DOWN, PLUS_MINUS, UP
 from harness.reporting.tables.sheet import Cell, cell
-from harness.reporting.headline import MEAN, NONE
 
 SOLE = tuple(OWN)
 """Rows that exist once, whatever the fractions."""
@@ -29,7 +29,7 @@ def titled(results: Results, what: str = "") -> str:
 def kept(results: Results, fraction: float) -> str:
     """The heading of a fraction; none where there is one only."""
     several = len(results.fractions) > 1
-    return f"{headline.percent(fraction)} of the pool kept" if several else ""
+    return f"{numbers.percent(fraction)} of the pool kept" if several else ""
 
 
 def compared_at(results: Results, lines: pd.DataFrame, fraction: float) -> pd.DataFrame:
@@ -72,14 +72,14 @@ def won(line: Any) -> bool:
 def half_width(low: float, high: float) -> str:
     """Half of an interval in points, led by the sign; empty where it is undefined."""
     half = (high - low) / 2
-    return f"{PLUS_MINUS} {headline.points(half)}" if math.isfinite(half) else ""
+    return f"{PLUS_MINUS} {numbers.points(half)}" if math.isfinite(half) else ""
 
 
 def accuracy(line: Any) -> Cell:
     """Accuracy with the half-width of its interval, marked by the verdict."""
     if not math.isfinite(line.mean):
         return absent(line)
-    text = headline.points(line.mean)
+    text = numbers.points(line.mean)
     return cell(text, half_width(line.ci_low, line.ci_high), mark(line), bold=won(line))
 
 
@@ -87,7 +87,7 @@ def gain(line: Any) -> Cell:
     """The difference to the reference with the half-width of its interval, marked."""
     if not math.isfinite(line.diff):
         return absent(line)
-    text = headline.points(line.diff, signed=True)
+    text = numbers.points(line.diff, signed=True)
     return cell(text, half_width(line.diff_low, line.diff_high), mark(line), bold=won(line))
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pandas as pd
 
-from harness.reporting import footnotes, headline
+from harness.reporting import footnotes, numbers
+from harness.reporting.numbers import MEAN, NONE
 from harness.reporting.results import CONTROLS, Cell, Results, mean_cost
 from harness.reporting.tables import cells as lines
 from harness.reporting.tables.escape import DOWN, UP
 from harness.reporting.tables.sheet import Cell as Shown
 from harness.reporting.tables.sheet import Column, Group, Line, Sheet, Table, cell
-from harness.reporting.headline import MEAN, NONE
 
 COLUMNS = [
     "row", "fraction", "select_seconds", "train_seconds", "eval_seconds", "total_seconds",
@@ -116,10 +116,10 @@ def _shown(spent: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 def _line(results: Results, spent: pd.DataFrame, entry: pd.Series[Any]) -> Line:
     flops, runs = _shown(spent)
-    steps = headline.number(entry["select_steps"], 0)
+    steps = numbers.number(entry["select_steps"], 0)
     return (
         cell(entry["row"]),
-        cell(*(headline.seconds(entry[name]) for name in SECONDS)),
+        cell(*(numbers.seconds(entry[name]) for name in SECONDS)),
         cell(*(_number(entry[name] / TERA) for name in flops)),
         cell(*(_number(entry[name]) for name in runs)),
         *([cell(steps)] if "select_runs" in runs else []),
@@ -130,8 +130,8 @@ def _line(results: Results, spent: pd.DataFrame, entry: pd.Series[Any]) -> Line:
 def _gain(entry: pd.Series[Any]) -> Shown:
     if not math.isfinite(entry["diff"]):
         return lines.absent(entry)
-    text = headline.points(entry["diff"], signed=True)
-    return cell(text, headline.interval(entry["diff_low"], entry["diff_high"]), lines.mark(entry))
+    text = numbers.points(entry["diff"], signed=True)
+    return cell(text, numbers.interval(entry["diff_low"], entry["diff_high"]), lines.mark(entry))
 
 
 def _number(value: float) -> str:
@@ -142,14 +142,14 @@ def _number(value: float) -> str:
 
 
 def _notes(results: Results, spent: pd.DataFrame) -> list[str]:
-    reference, level = results.reference, headline.percent(1 - results.alpha)
+    reference, level = results.reference, numbers.percent(1 - results.alpha)
     _, runs = _shown(spent)
     found = [
         "Means per finished cell. Choosing counts everything that a row needs, also what other "
         "rows share with it, whoever paid first. A choice that does not depend on the seed is made "
         "once for all seeds, so it weighs less the more runs follow.",
         f"Runs: how many more fine-tunings of {reference} at the same fraction choosing would have "
-        f"paid for (base and full: at {headline.percent(results.middle)})"
+        f"paid for (base and full: at {numbers.percent(results.middle)})"
         + (f"; steps: the same in training steps of {reference}" if "select_runs" in runs else "")
         + f". What {reference} would have gained by them was not measured.",
         "TFLOP: estimated, 2 per parameter and token of a forward pass and 6 with the backward "

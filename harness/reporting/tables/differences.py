@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from harness.reporting import footnotes, headline
+from harness.reporting import footnotes, numbers
+from harness.reporting.numbers import MEAN, NONE
 from harness.reporting.results import Results
 from harness.reporting.tables import cells
 from harness.reporting.tables.sheet import Column, Group, Line, Sheet, Table, cell
-from harness.reporting.headline import MEAN, NONE
 
 COLUMNS = [
     "row", "fraction", "task", "n_pairs", "n_items", "diff", "diff_low", "diff_high", "p",
@@ -29,7 +29,7 @@ def sheet(results: Results, table: pd.DataFrame) -> Sheet | None:
     primary = Table(
         _columns(results, "Holm p"),
         _groups(results, rivals, MEAN, "p_holm"),
-        f"Mean over {headline.plural(len(results.tasks), 'task')}",
+        f"Mean over {numbers.plural(len(results.tasks), 'task')}",
     )
     single = Table(
         _columns(results, "BH p"),
@@ -75,19 +75,19 @@ def _columns(results: Results, corrected: str) -> tuple[Column, ...]:
 
 def _line(entry: pd.Series[Any], corrected: str) -> Line:
     several = entry["n_pairs"] > 1
-    flip = (headline.p_value(entry["p_sign_flip"]), f"({headline.p_value(entry['p_floor'])})")
+    flip = (numbers.p_value(entry["p_sign_flip"]), f"({numbers.p_value(entry['p_floor'])})")
     return (
         cell(entry["row"]),
         cell(
-            headline.points(entry["diff"], signed=True),
-            headline.interval(entry["diff_low"], entry["diff_high"]),
+            numbers.points(entry["diff"], signed=True),
+            numbers.interval(entry["diff_low"], entry["diff_high"]),
         ),
-        cell(headline.p_value(entry["p"])),
+        cell(numbers.p_value(entry["p"])),
         cell(*flip) if several else cell(NONE, ""),
-        cell(headline.p_value(entry[corrected])),
-        cell(headline.number(entry["p_improvement"], 2) if several else NONE),
+        cell(numbers.p_value(entry[corrected])),
+        cell(numbers.number(entry["p_improvement"], 2) if several else NONE),
         cell(entry["verdict"]),
-        cell(headline.points(entry["detectable"])),
+        cell(numbers.points(entry["detectable"])),
         cell(*(_count(entry[name]) for name in SEEDS)),
     )
 
@@ -97,16 +97,16 @@ def _count(value: float) -> str:
 
 
 def _notes(results: Results, table: pd.DataFrame) -> list[str]:
-    reference, level = results.reference, headline.percent(1 - results.alpha)
+    reference, level = results.reference, numbers.percent(1 - results.alpha)
     families = [int(table[name].notna().sum()) for name in ("p_holm", "p_bh")]
     found = [
         f"Difference: row minus {reference}, paired by seed and item, in percentage points, "
         f"[{level} interval]: two-way random-effects t, for new seeds and new items of the same "
         f"kind; p belongs to it. base and full are compared with {reference} at "
-        f"{headline.percent(results.middle)}.",
+        f"{numbers.percent(results.middle)}.",
         "Flip p: sign-flip test over seeds, exact up to 20 seeds; it speaks about these items only "
         "and cannot go below the floor in parentheses, 2 / 2^R with R seeds.",
-        f"Verdict, on the mean over tasks: Holm over {headline.plural(families[0], 'comparison')}; "
+        f"Verdict, on the mean over tasks: Holm over {numbers.plural(families[0], 'comparison')}; "
         f"better or worse means an adjusted p below {results.alpha:g} and an adjusted interval "
         "(adjusted_low, adjusted_high of the CSV) that excludes 0.",
         f"P(better): chance that one run of the row has a higher accuracy than one run of "
@@ -122,6 +122,6 @@ def _notes(results: Results, table: pd.DataFrame) -> list[str]:
         found.insert(
             3,
             f"Single tasks are exploratory: Benjamini-Hochberg over "
-            f"{headline.plural(families[1], 'comparison')} of rows, fractions and tasks.",
+            f"{numbers.plural(families[1], 'comparison')} of rows, fractions and tasks.",
         )
     return [*found, *footnotes.row_notes(table), *footnotes.testbed_notes(results)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from harness.reporting.headline import MINUS, NONE
+from harness.reporting.numbers import MINUS, NONE
 
 UP, DOWN, PLUS_MINUS = "\N{UPWARDS ARROW}", "\N{DOWNWARDS ARROW}", "\N{PLUS-MINUS SIGN}"
 TEX_SPECIAL = {

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from harness.reporting import headline
+from harness.reporting import numbers
+from harness.reporting.numbers import MEAN, NONE
 from harness.reporting.results import Results
 from harness.reporting.tables import cells
 from harness.reporting.tables.sheet import Column, Group, Line, Sheet, Table, cell
-from harness.reporting.headline import MEAN, NONE
 
 NUMBERS = (
     "n_items", "n_decodes", "accuracy", "sd", "sd_low", "sd_high", "binomial_sd", "low", "high",
@@ -59,7 +59,7 @@ def _title(name: str, entry: Mapping[str, Any]) -> str:
     engine, asked = entry["engine"], entry["decoding"]
     how = "greedy answers"
     if asked["temperature"] > 0:
-        decodes = headline.plural(asked["decodes"], "decode")
+        decodes = numbers.plural(asked["decodes"], "decode")
         how = f"{decodes} per item at temperature {asked['temperature']:g}"
     return (
         f"{name}: {entry['repetitions']} repetitions, {how}, {engine['name']} {engine['version']} "
@@ -70,10 +70,10 @@ def _title(name: str, entry: Mapping[str, Any]) -> str:
 def _line(task: str, found: Mapping[str, Any]) -> Line:
     ends = [found[name] for name in ("sd_low", "sd_high")]
     interval = "" if None in ends else f"[{_hundredths(ends[0])}, {_hundredths(ends[1])}]"
-    low, high = (headline.points(found[name]) for name in ("low", "high"))
+    low, high = (numbers.points(found[name]) for name in ("low", "high"))
     return (
         cell(task),
-        cell(headline.points(found["accuracy"])),
+        cell(numbers.points(found["accuracy"])),
         cell(_hundredths(found["sd"]), interval),
         cell(NONE if found["binomial_sd"] is None else _hundredths(found["binomial_sd"])),
         cell(f"{low} to {high}"),
@@ -83,7 +83,7 @@ def _line(task: str, found: Mapping[str, Any]) -> Line:
 
 
 def _hundredths(share: float) -> str:
-    return headline.number(100 * share, 2)
+    return numbers.number(100 * share, 2)
 
 
 def _notes(results: Results) -> list[str]:
@@ -98,6 +98,6 @@ def _notes(results: Results) -> list[str]:
     ]
     for name, entry in results.noise.items():
         for part, values in entry.get("mixed", {}).items():
-            listed = headline.listing(map(str, values))
+            listed = numbers.listing(map(str, values))
             found.append(f"{name}: repetitions differ in {part} ({listed}), part of what is seen.")
     return found

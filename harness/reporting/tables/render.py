@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from harness.reporting.numbers import MINUS
 from harness.reporting.tables.escape import PLUS_MINUS, TEX_SPECIAL, tex_text
 from harness.reporting.tables.sheet import Cell, Column, Group, Sheet, Table
-from harness.reporting.headline import MINUS
 
 NEEDS = "% Needs \\usepackage{booktabs,siunitx,rotating}."
 NUMBER = re.compile(r"([+-]?)(\d+)(?:\.(\d+))?")

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.reporting import footnotes, headline
+from harness.reporting import footnotes, numbers
+from harness.reporting.numbers import NONE
 from harness.reporting.results import Results
-from harness.stats import jaccard, overlap_of_random, rank_correlation, stability
-from harness.stats.set_overlap import Chosen
 from harness.reporting.tables import cells
 from harness.reporting.tables.sheet import Cell, Column, Group, Line, Sheet, Table, cell
-from harness.reporting.headline import NONE
+from harness.stats import jaccard, overlap_of_random, rank_correlation, stability
+from harness.stats.set_overlap import Chosen
 
 COLUMNS = [
     "row", "fraction", "n_seeds", "n_chosen", "jaccard_seeds", "jaccard_seeds_random",
@@ -184,19 +184,19 @@ def _line(entry: pd.Series[Any]) -> Line:
         _against_chance(entry, "jaccard_seeds"),
         _against_chance(entry, "jaccard_reference"),
         cell(entry["score"] or NONE),
-        *(cell(headline.number(entry[f"spearman_{name}"], 2)) for name in LENGTHS),
+        *(cell(numbers.number(entry[f"spearman_{name}"], 2)) for name in LENGTHS),
     )
 
 
 def _against_chance(entry: pd.Series[Any], name: str) -> Cell:
     if not math.isfinite(entry[name]):
         return cell(NONE)
-    return cell(headline.number(entry[name], 2), f"({headline.number(entry[f'{name}_random'], 2)})")
+    return cell(numbers.number(entry[name], 2), f"({numbers.number(entry[f'{name}_random'], 2)})")
 
 
 def _class_line(entry: pd.Series[Any], classes: Mapping[str, bool]) -> Line:
     names = [*(f"kept_{name}" for name in classes), PRUNED]
-    return (cell(entry["row"]), *(cell(headline.points(entry[name])) for name in names))
+    return (cell(entry["row"]), *(cell(numbers.points(entry[name])) for name in names))
 
 
 def _notes(results: Results, classes: Mapping[str, bool]) -> list[str]:
@@ -210,7 +210,7 @@ def _notes(results: Results, classes: Mapping[str, bool]) -> list[str]:
         "of the response. Rows that choose sets store none.",
     ]
     if classes:
-        wrong = headline.listing(name for name, correct in classes.items() if not correct)
+        wrong = numbers.listing(name for name, correct in classes.items() if not correct)
         found.append(
             "Planted classes, which selectors never see: means over seeds; a random choice keeps "
             f"the fraction of each. Errors are {wrong or 'not in this pool'}; errors pruned is the "

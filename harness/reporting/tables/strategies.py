@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from harness.reporting import footnotes, headline
+from harness.reporting import footnotes, numbers
+from harness.reporting.numbers import MEAN
 from harness.reporting.results import Results
 from harness.reporting.tables import cells
 from harness.reporting.tables.escape import DOWN, PLUS_MINUS, UP
 from harness.reporting.tables.sheet import Column, Group, Line, Sheet, Table, cell
-from harness.reporting.headline import MEAN
 
 COLUMNS = [
     "selector", "row", "fraction", "task", "mean", "ci_low", "ci_high", "half_width", "n_seeds",
@@ -28,7 +28,7 @@ def sheet(results: Results, table: pd.DataFrame) -> Sheet:
     sole = {row: name for row, name in selectors.items() if row in cells.SOLE}
     groups = [
         Group(
-            f"{headline.percent(fraction)} of the pool kept", _lines(known, tasks, chosen, fraction)
+            f"{numbers.percent(fraction)} of the pool kept", _lines(known, tasks, chosen, fraction)
         )
         for fraction in results.fractions
     ]
@@ -79,13 +79,13 @@ def _numbers(table: pd.DataFrame, selectors: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _notes(results: Results, table: pd.DataFrame) -> list[str]:
-    reference, level = results.reference, headline.percent(1 - results.alpha)
+    reference, level = results.reference, numbers.percent(1 - results.alpha)
     return [
         f"Accuracy in % {PLUS_MINUS} half of its {level} interval over seeds and items "
         "(two-way random-effects t). Half-widths are no test of a difference: the pairing with "
         f"{reference} takes out what both share.",
         f"{UP} better and {DOWN} worse than {reference} at the same fraction, by "
-        f"paired tests (base and full at {headline.percent(results.middle)}). The mean counts: "
+        f"paired tests (base and full at {numbers.percent(results.middle)}). The mean counts: "
         "Holm-adjusted over all rows and fractions, and bold only where the adjusted interval of "
         "the difference lies above 0. Marks on single tasks are exploratory (Benjamini-Hochberg "
         "over rows, fractions and tasks).",

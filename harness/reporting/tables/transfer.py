@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from harness.reporting import footnotes, headline
+from harness.reporting import footnotes, numbers
+from harness.reporting.numbers import MEAN, NONE
 from harness.reporting.results import MAIN, Results
 from harness.reporting.tables import cells
 from harness.reporting.tables.escape import DOWN, PLUS_MINUS, UP
 from harness.reporting.tables.sheet import Column, Group, Line, Sheet, Table, cell
-from harness.reporting.headline import MEAN, NONE
 
 COLUMNS = [
     "arm", "row", "fraction", "task", "diff", "diff_low", "diff_high", "p", "p_holm", "p_bh",
@@ -81,21 +81,21 @@ def _by_arm(results: Results, arms: Mapping[str, pd.DataFrame]) -> Table:
             entries = [one.get(place, {}).get(MEAN) for one in known.values()]
             aside = row == results.reference or (row in cells.SOLE and fraction != results.middle)
             if not aside and any(entries):
-                numbers = (cell(NONE) if line is None else cells.gain(line) for line in entries)
-                found.append((cell(row), *numbers))
-        groups.append(Group(f"{headline.percent(fraction)} of the pool kept", tuple(found)))
+                gains = (cell(NONE) if line is None else cells.gain(line) for line in entries)
+                found.append((cell(row), *gains))
+        groups.append(Group(f"{numbers.percent(fraction)} of the pool kept", tuple(found)))
     columns = (Column("Row", "l"), *(Column(arm, "Srl") for arm in arms))
     title = f"By arm: row minus {results.reference} of the same arm, mean over tasks, points"
     return Table(columns, cells.filled(groups), title)
 
 
 def _notes(results: Results, shown: Mapping[str, pd.DataFrame]) -> list[str]:
-    reference, level = results.reference, headline.percent(1 - results.alpha)
+    reference, level = results.reference, numbers.percent(1 - results.alpha)
     query = results.protocol.get("query", {}).get("dataset")
     found = [
         f"Difference to {reference} on the same seeds and items in percentage points "
         f"{PLUS_MINUS} half of its {level} interval (differences.csv has its ends; "
-        f"base and full are compared with {reference} at {headline.percent(results.middle)}).",
+        f"base and full are compared with {reference} at {numbers.percent(results.middle)}).",
         f"{UP} better, {DOWN} worse: on the mean by Holm over all rows and fractions "
         "(bold: better, and the adjusted interval lies above 0); on single tasks exploratory, by "
         "Benjamini-Hochberg. No mark is a tie: it does not show that a gain is absent.",

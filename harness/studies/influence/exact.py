@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from harness.influence.options import CurvatureOptions
 from harness.data.pool import Pool
+from harness.influence.options import CurvatureOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,8 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.reporting import headline
-from harness.reporting.figures.style import BLACK, BLUE, GREEN, GREY, LIGHT, OKABE_ITO, ORANGE, VERMILLION
+from harness.reporting import numbers
+from harness.reporting.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    LIGHT,
+    OKABE_ITO,
+    ORANGE,
+    VERMILLION,
+)
 from harness.studies.influence.measure import ANCHOR, PEER, SHUFFLED, Findings
 
 if TYPE_CHECKING:
@@ -64,7 +73,7 @@ def _drops(axis: Axes, found: Findings) -> None:
             axis.plot([x, x], [value.low, value.high], color=colour, linewidth=1.4)
             label = method if place == 0 else None
             axis.plot(x, value.mean, shape, color=colour, markersize=5, label=label)
-    axis.set_xticks(range(len(shares)), [headline.percent(share) for share in shares])
+    axis.set_xticks(range(len(shares)), [numbers.percent(share) for share in shares])
     axis.set_xlim(-0.5, len(shares) - 0.5)
     axis.set_xlabel("top of the pool removed")
     axis.set_ylabel("fall beyond random removal, nats")

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.experiment.records import write_atomic
 from harness.reporting import tables
 from harness.reporting.figures.style import context, save
-from harness.experiment.records import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Callable

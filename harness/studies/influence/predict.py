@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 import harness.influence
 import harness.studies.speed
-from harness.running.builders import device
-from harness.influence.options import CHOICES, CurvatureOptions
 from harness.data.pool import Pool
-from harness.selection.selector import Progress
-from harness.running.signals import load_model, model_folder
+from harness.experiment.progress import Progress
 from harness.experiment.stage import Stage
 from harness.experiment.store import Store, file_digest
+from harness.influence.options import CHOICES, CurvatureOptions
+from harness.running.builders import device
+from harness.running.signals import load_model, model_folder
 from harness.studies.influence.exact import exact_scores
 from harness.studies.influence.protocol import Stages
 

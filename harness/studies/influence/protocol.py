@@ -12,7 +12,7 @@ import numpy.typing as npt
 from harness.data import testbed
 from harness.experiment.config import PoolConfig, QueryConfig
 from harness.experiment.stage import Stage
-from harness.training.train import Recipe
+from harness.training.recipe import Recipe
 
 Positions = npt.NDArray[np.int64]
 

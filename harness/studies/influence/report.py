@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.reporting import footnotes, headline
+from harness.reporting import footnotes, numbers
 from harness.studies.influence import figure, layout
 from harness.studies.influence.bootstrap import DRAWS, Interval
 from harness.studies.influence.layout import Table
@@ -36,7 +36,7 @@ def content(found: Findings) -> list[Table]:
     shares = found.protocol["removed"]
     methods = dict.fromkeys(method for method, _ in found.drops)
     fallen = [[m, *(_text(found.drops[m, share]) for share in shares)] for m in methods]
-    heads = ["Method", *(f"top {headline.percent(share)} removed" for share in shares)]
+    heads = ["Method", *(f"top {numbers.percent(share)} removed" for share in shares)]
     made.append(
         ("Leave-out brittleness: fall of the query beyond random removal, nats", heads, fallen)
     )
@@ -55,7 +55,7 @@ def notes(found: Findings) -> list[str]:
     p, chance = found.protocol, found.facts["chance"]
     recipe = p["recipe"]
     size = round(p["alpha"] * p["pool_size"])
-    seeds = headline.plural(len(p["seeds"]), "seed")
+    seeds = numbers.plural(len(p["seeds"]), "seed")
     return [
         f"Ground truth: the base testbed:{p['base']} fine-tuned by the shared fine-tuner "
         f"({recipe['steps']} steps of {recipe['batch_size']} at {recipe['learning_rate']:g}) on "
@@ -82,8 +82,8 @@ def notes(found: Findings) -> list[str]:
         "Interval: resamples of both groups.",
         "shuffled: the scores of ekfac, for every query in an order of chance. One such order is a "
         f"draw itself: {chance['shuffles']} others have LDS "
-        f"{headline.number(chance['mean'], 3, signed=True)} on average with a standard deviation of "
-        f"{headline.number(chance['sd'], 3)}, and {chance['farther']} of them lie farther from 0 "
+        f"{numbers.number(chance['mean'], 3, signed=True)} on average with a standard deviation of "
+        f"{numbers.number(chance['sd'], 3)}, and {chance['farther']} of them lie farther from 0 "
         "than the one in the table. gradcos: dot "
         "product over the length of the example's gradient. tracin: along the reference run. "
         "Damping: in units of each layer's mean eigenvalue; the default is 0.1. exact: the inverse "
@@ -103,9 +103,9 @@ def _lds(line: Line) -> list[str]:
         line.method,
         _text(line.score),
         _range(line.wide),
-        headline.NONE if own else _text(line.lead, signed=True),
-        headline.NONE if own else _range(line.wide_lead),
-        headline.seconds(line.seconds),
+        numbers.NONE if own else _text(line.lead, signed=True),
+        numbers.NONE if own else _range(line.wide_lead),
+        numbers.seconds(line.seconds),
     ]
 
 
@@ -119,11 +119,11 @@ def _claims(found: Findings) -> list[list[str]]:
 
 
 def _text(found: Interval, digits: int = 3, *, signed: bool = False) -> str:
-    return f"{headline.number(found.mean, digits, signed=signed)} {_range(found, digits)}"
+    return f"{numbers.number(found.mean, digits, signed=signed)} {_range(found, digits)}"
 
 
 def _range(found: Interval, digits: int = 3) -> str:
-    return f"[{headline.number(found.low, digits)}, {headline.number(found.high, digits)}]"
+    return f"[{numbers.number(found.low, digits)}, {numbers.number(found.high, digits)}]"
 
 
 def markdown(found: Findings) -> str:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.running.builders import device, seed_for
 from harness.data.pool import Pool
-from harness.selection.selector import Progress
-from harness.running.signals import load_model, model_folder
+from harness.experiment.progress import Progress
 from harness.experiment.stage import Stage
 from harness.experiment.store import Store
+from harness.running.builders import device, seed_for
+from harness.running.signals import load_model, model_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +38,8 @@ class Retraining:
         """
         import pandas as pd
 
-        from harness.training.train import Recipe, train
+        from harness.training.recipe import Recipe
+        from harness.training.train import train
 
         inputs, parents = self.stage.inputs, self.stage.parents
         pool = Pool.load(model_folder(parents["pool"], self.store)).take_ids(inputs["keep"])

@@ -14,11 +14,11 @@ import pandas as pd
 import tomli_w
 from rich.console import Console
 
-from harness.running.builders import HIDDEN, device
 from harness.data.pool import Pool
 from harness.experiment.records import provenance, write_atomic
 from harness.experiment.stage import Stage
 from harness.experiment.store import Store
+from harness.running.builders import HIDDEN, device
 from harness.studies.influence import brittle, metrics, predict, retrain
 from harness.studies.influence.predict import options_of
 from harness.studies.influence.protocol import Protocol, Stages

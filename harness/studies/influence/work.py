@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
-from harness.running.workers import Outcome, Report
-from harness.running.job import Job, captured, reporting, run_job
 from harness.experiment.stage import Stage
 from harness.experiment.store import LOG, Store
 from harness.running.drain import drain
+from harness.running.job import Job, captured, reporting, run_job
+from harness.running.workers import Outcome, Report
 from harness.studies.influence.predict import Prediction
 from harness.studies.influence.retrain import Retraining
 

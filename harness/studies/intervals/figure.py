@@ -7,8 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 from harness.reporting.figures.style import BLACK, BLUE, GREY, LIGHT, VERMILLION
 from harness.studies.intervals.design import Point
-from harness.studies.intervals.measure import HIGH, LOW, METHODS, MOST, POWER_HIGH, POWER_LOW, Cell, Findings, Power
-from harness.studies.intervals.methods import BOOTSTRAP, FLIPS, IGNORED, SATTERTHWAITE, SEEDS, TWO_WAY, UNPAIRED
+from harness.studies.intervals.measure import (
+    HIGH,
+    LOW,
+    METHODS,
+    MOST,
+    POWER_HIGH,
+    POWER_LOW,
+    Cell,
+    Findings,
+    Power,
+)
+from harness.studies.intervals.methods import (
+    BOOTSTRAP,
+    FLIPS,
+    IGNORED,
+    SATTERTHWAITE,
+    SEEDS,
+    TWO_WAY,
+    UNPAIRED,
+)
 from harness.studies.intervals.simulate import DIFFERENCE, EQUAL, FAMILY, MEAN, MOVED
 
 if TYPE_CHECKING:

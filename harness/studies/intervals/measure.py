@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from harness.studies.intervals.design import Aim, Point, Protocol
-from harness.studies.intervals.methods import BOOTSTRAP, FLIPS, IGNORED, ITEMS, POOLED, SATTERTHWAITE, SEEDS, TWO_WAY, UNPAIRED
+from harness.studies.intervals.methods import (
+    BOOTSTRAP,
+    FLIPS,
+    IGNORED,
+    ITEMS,
+    POOLED,
+    SATTERTHWAITE,
+    SEEDS,
+    TWO_WAY,
+    UNPAIRED,
+)
 from harness.studies.intervals.simulate import DIFFERENCE, EQUAL, FAMILY, MEAN, MOVED
 from harness.studies.intervals.study import FACTS, PROTOCOL, read
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.reporting import headline
+from harness.reporting import numbers
 from harness.studies.influence import layout
 from harness.studies.influence.layout import Table
 from harness.studies.intervals import figure
@@ -77,9 +77,9 @@ def _coverage(found: Findings, quantity: str) -> Table:
 def _counted(found: Findings, quantity: str, method: str, seeds: int | None = None) -> list[str]:
     """Points by mark, extremes, and the half-width relative to the default's."""
     own = counts(found, quantity, method, seeds)
-    numbers = [own.points, own.met, own.near, own.narrow, own.wide]
-    extremes = [headline.number(100 * c.rate.value) for c in (own.lowest, own.highest)]
-    return [*map(str, numbers), *extremes, headline.number(own.width, 2)]
+    marks = [own.points, own.met, own.near, own.narrow, own.wide]
+    extremes = [numbers.number(100 * c.rate.value) for c in (own.lowest, own.highest)]
+    return [*map(str, marks), *extremes, numbers.number(own.width, 2)]
 
 
 def _alarms(found: Findings, title: str, chosen: Sequence[str]) -> Table:
@@ -99,9 +99,9 @@ def _alarms(found: Findings, title: str, chosen: Sequence[str]) -> Table:
                 max(cell.rate.value for cell in cells if cell.point.seeds == seeds)
                 for seeds in found.protocol.seeds
             ]
-            numbers = [math.fsum(rates) / len(rates), *highest]
+            shares = [math.fsum(rates) / len(rates), *highest]
             points = [marks.count(MANY), len(cells), marks.count(MANY + OPEN)]
-            row = [method + suffix, *(headline.number(100 * number) for number in numbers)]
+            row = [method + suffix, *(numbers.number(100 * share) for share in shares)]
             rows.append([*row, *map(str, points)])
     return title, heads, rows
 
@@ -128,7 +128,7 @@ def _default(found: Findings) -> Table:
         for quantity in (MEAN, DIFFERENCE):
             for kind in kinds:
                 cell = found.places[Point(kind, *place), quantity, TWO_WAY]
-                row.append(_marked(headline.number(100 * cell.rate.value), cell))
+                row.append(_marked(numbers.number(100 * cell.rate.value), cell))
         rows.append(row)
     return "Coverage of the default at every point, %", heads, rows
 
@@ -146,12 +146,12 @@ def _powers(found: Findings) -> list[Table]:
         rows = []
         for power in chosen:
             aim = power.aim
-            rates = [share(power.rates[t]) if t in power.rates else headline.NONE for t in tests]
+            rates = [share(power.rates[t]) if t in power.rates else numbers.NONE for t in tests]
             rows.append(
                 [
                     f"{aim.items:,}, {100 * aim.spread:g}, {100 * aim.moved:g}%",
                     str(power.seeds),
-                    headline.number(100 * power.delta),
+                    numbers.number(100 * power.delta),
                     *rates,
                     f"{power.mark} ({power.test})",
                 ]
@@ -185,7 +185,7 @@ def _cell(cell: Cell) -> str:
     """Share with error, half-width, mark."""
     text = share(cell.rate)
     if cell.quantity in (MEAN, DIFFERENCE) and math.isfinite(cell.half):
-        text += f" ±{headline.number(100 * cell.half)}"
+        text += f" ±{numbers.number(100 * cell.half)}"
     return _marked(text, cell)
 
 

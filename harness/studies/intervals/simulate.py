@@ -13,7 +13,19 @@ import numpy.typing as npt
 from harness.stats import Outcome, difference, estimate, holm
 from harness.studies.intervals import draw, methods, tried
 from harness.studies.intervals.design import Point, Protocol
-from harness.studies.intervals.methods import BOOTSTRAP, FLIPS, IGNORED, ITEMS, POOLED, SATTERTHWAITE, SEEDS, TWO_WAY, UNPAIRED, Bounds, Normal
+from harness.studies.intervals.methods import (
+    BOOTSTRAP,
+    FLIPS,
+    IGNORED,
+    ITEMS,
+    POOLED,
+    SATTERTHWAITE,
+    SEEDS,
+    TWO_WAY,
+    UNPAIRED,
+    Bounds,
+    Normal,
+)
 from harness.studies.intervals.squares import Floats, Squares, squares
 
 MEAN, DIFFERENCE = "mean", "difference"

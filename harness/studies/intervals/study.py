@@ -13,12 +13,12 @@ from typing import Any
 import tomli_w
 from rich.console import Console
 
-from harness.running.workers import Outcome, Report
 from harness.experiment.records import provenance, write_atomic
 from harness.running.drain import drain
+from harness.running.workers import Outcome, Report
 from harness.studies.intervals.design import Aim, Point, Protocol
-from harness.studies.intervals.simulate import simulate
 from harness.studies.intervals.power import answer
+from harness.studies.intervals.simulate import simulate
 
 HEAD = "# The protocol of this study as it was run; written before the first table.\n"
 PROTOCOL, COUNTS, FACTS = "protocol.toml", "counts.jsonl", "facts.json"

@@ -5,10 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from harness.reporting import headline
+from harness.reporting import numbers
 from harness.studies.intervals.design import STRUCTURES, Point, Protocol
-from harness.studies.intervals.measure import ERRORS, HIGH, LOW, MANY, MET, METHODS, MOST, OPEN, POWER_HIGH, POWER_LOW, Cell, Findings, Power, Rate, Tallied, tallied
-from harness.studies.intervals.methods import BOOTSTRAP, FLIPS, IGNORED, ITEMS, POOLED, SATTERTHWAITE, SEEDS, TWO_WAY, UNPAIRED
+from harness.studies.intervals.measure import (
+    ERRORS,
+    HIGH,
+    LOW,
+    MANY,
+    MET,
+    METHODS,
+    MOST,
+    OPEN,
+    POWER_HIGH,
+    POWER_LOW,
+    Cell,
+    Findings,
+    Power,
+    Rate,
+    Tallied,
+    tallied,
+)
+from harness.studies.intervals.methods import (
+    BOOTSTRAP,
+    FLIPS,
+    IGNORED,
+    ITEMS,
+    POOLED,
+    SATTERTHWAITE,
+    SEEDS,
+    TWO_WAY,
+    UNPAIRED,
+)
 from harness.studies.intervals.simulate import DIFFERENCE, EQUAL, FAMILY, MEAN, MOVED
 from harness.studies.intervals.tried import FLOOR, FULL, GENERALISED, PARTS
 
@@ -22,13 +49,13 @@ STARTS = {
 
 def share(rate: Rate, digits: int = 1) -> str:
     """A share in percent with its Monte Carlo standard error in brackets."""
-    error = headline.number(100 * rate.error, digits)
-    return f"{headline.number(100 * rate.value, digits)} ({error})"
+    error = numbers.number(100 * rate.error, digits)
+    return f"{numbers.number(100 * rate.value, digits)} ({error})"
 
 
 def percent(value: float) -> str:
     """A share in percent, one decimal."""
-    return headline.number(100 * value, 1) + "%"
+    return numbers.number(100 * value, 1) + "%"
 
 
 def place(point: Point) -> str:
@@ -87,7 +114,7 @@ def _by_seeds(found: Findings, quantity: str) -> str:
         own = counts(found, quantity, TWO_WAY, seeds)
         low, high = own.lowest.rate.value, own.highest.rate.value
         parts.append(f"{percent(low)} to {percent(high)} with {seeds} seeds ({_missed(own)})")
-    return f"Two-way for {OF[quantity]}, by number of seeds: {headline.listing(parts)}."
+    return f"Two-way for {OF[quantity]}, by number of seeds: {numbers.listing(parts)}."
 
 
 def _missed(own: Tallied) -> str:
@@ -123,10 +150,10 @@ def _least(found: Findings, quantity: str) -> str:
     least = [m for m in ranked if order[m].missed == order[ranked[0]].missed]
     narrow = min(one.narrow for one in order.values())
     safest = [m for m in order if order[m].narrow == narrow]
-    text = f"Points missed for {OF[quantity]}: {headline.listing(said)}."
+    text = f"Points missed for {OF[quantity]}: {numbers.listing(said)}."
     if TWO_WAY in least:
         return text + " The default misses least."
-    text += f" The default does not miss least: {headline.listing(least)} does."
+    text += f" The default does not miss least: {numbers.listing(least)} does."
     if TWO_WAY in safest:
         text += " It is too narrow at the fewest points: where it misses it claims too little."
     return text
@@ -160,7 +187,7 @@ def _alarms_by_seeds(found: Findings) -> str:
         parts.append(f"{percent(rates[0])} and {percent(rates[1])} with {seeds} seeds")
     return (
         "Wrong verdicts of two-way after Holm, at most, for equal methods and for methods that "
-        f"differ item by item: {headline.listing(parts)}."
+        f"differ item by item: {numbers.listing(parts)}."
     )
 
 
@@ -196,7 +223,7 @@ def _tried(found: Findings, method: str) -> str:
 
 def _change(ratio: float) -> str:
     """A ratio of widths in words."""
-    size = headline.number(100 * abs(ratio - 1.0), 1)
+    size = numbers.number(100 * abs(ratio - 1.0), 1)
     return f"{size}% {'wider' if ratio >= 1.0 else 'narrower'} on average"
 
 
@@ -217,7 +244,7 @@ def _powers(found: Findings) -> Iterator[str]:
         )
         off = [power for power in chosen if power.mark in ("low", "high")]
         if off:
-            text += f"; missed with {headline.listing(_short(power) for power in off)}"
+            text += f"; missed with {numbers.listing(_short(power) for power in off)}"
         yield text + "."
 
 

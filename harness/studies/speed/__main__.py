@@ -170,8 +170,8 @@ def _add_shared(made: argparse.ArgumentParser, repeats: int, threads: int) -> No
 
 def influence(asked: argparse.Namespace) -> dict[str, Any]:
     """The engine beside others, one workload after the other."""
-    from harness.studies.speed.workload import prepare
     from harness.experiment.store import Store
+    from harness.studies.speed.workload import prepare
 
     known = dict(WORKLOADS) | (dict(GPU_WORKLOADS) if has_cuda() else {})
     workloads = [_known(name, known) for name in asked.workload or list(known)]

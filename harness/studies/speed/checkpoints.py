@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.data import testbed
-from harness.running.builders import Builder
 from harness.evaluation.environment import engine_version
-from harness.running.job import Job
+from harness.evaluation.tasks import task_digest
 from harness.experiment.stage import Stage
 from harness.experiment.store import Artefact, Store, tree_digest
-from harness.evaluation.tasks import task_digest
+from harness.running.builders import Builder
+from harness.running.job import Job
 
 MAX_TOKENS = 80
 NOISE = 0.02

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from harness import influence
+from harness.data.pool import Pool
+from harness.influence.batches import batches, device_of, example_losses, model_inputs
+from harness.influence.head import captured, token_losses
+from harness.influence.kernels.attention import fused_attention
+from harness.influence.kernels.matmul import frozen
+from harness.influence.layers import Gradients, output_layer
 from harness.studies.speed.bergson_ import Bergson
 from harness.studies.speed.kronfluence_ import Kronfluence
 from harness.studies.speed.workload import WARM_UP, Workload, load, load_model
-from harness.influence.kernels.attention import fused_attention
-from harness.influence.batches import batches, device_of, example_losses, model_inputs
-from harness.influence.kernels.matmul import frozen
-from harness.influence.head import captured, token_losses
-from harness.influence.layers import Gradients, output_layer
-from harness.data.pool import Pool
 
 Scores = npt.NDArray[np.float64]
 Factors = dict[str, tuple[Tensor, Tensor, Tensor]]

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from harness.studies.speed.workload import Workload, load, load_model
-from harness.influence.layers import Layer, tracked_layers
 from harness.data.pool import IGNORED, Pool
+from harness.influence.layers import Layer, tracked_layers
+from harness.studies.speed.workload import Workload, load, load_model
 
 EXAMPLES = 256
 """Examples that are scored exactly, spread evenly over the pool."""

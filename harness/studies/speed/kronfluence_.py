@@ -33,9 +33,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from harness.data.pool import IGNORED, Pool, collate
 from harness.influence.batches import device_of
 from harness.influence.layers import tracked_layers
-from harness.data.pool import IGNORED, Pool, collate
 
 Batch = dict[str, Tensor]
 Scores = npt.NDArray[np.float64]

@@ -17,11 +17,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from harness.evaluation.environment import engine_version, vllm_build
 from harness.studies.speed.machine import load, machine
 from harness.studies.speed.measure import medians, order
 from harness.studies.speed.phases import DISTRIBUTIONS, clocked
 from harness.studies.speed.workload import DATA, TOKENIZER
-from harness.evaluation.environment import engine_version, vllm_build
 
 TASK = "gsm8k"
 FILE = "gsm8k_test.jsonl"
@@ -195,9 +195,9 @@ def _in_turns(
     folder: Path, items: Sequence[Mapping[str, str]], tokens: int, threads: int, repeats: int
 ) -> dict[str, Any]:
     from harness.evaluation.decoding import Decoding
-    from harness.evaluation.lm_eval_bridge import Task
     from harness.evaluation.engine import Engine
     from harness.evaluation.engine_settings import Settings
+    from harness.evaluation.lm_eval_bridge import Task
     from harness.evaluation.tasks import benchmark
 
     decoding = Decoding(max_tokens=tokens)
@@ -253,8 +253,8 @@ def _answers(outputs: Any) -> Answers:
 
 def _ours(engine: Any, task: Any, decoding: Any) -> tuple[float, dict[str, float], Any, Answers]:
     """Seconds of an evaluation, those of its parts, its rows, and what was answered."""
-    from harness.evaluation import lm_eval_bridge
     from harness.data.grading import Grader
+    from harness.evaluation import lm_eval_bridge
 
     model = type(engine._model)
     names = {

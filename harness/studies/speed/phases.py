@@ -1,7 +1,7 @@
 """A job as a run has it, with a clock at each of its parts; what the evaluation bench hands out.
 
-Nothing is done otherwise than by `harness.running.job.run_job`: what it would import on the way is imported
-first, and three methods are timed where they stand.
+Nothing is done otherwise than by `harness.running.job.run_job`: what it would import on the way is
+imported first, and three methods are timed where they stand.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from harness.running.workers import Report
 from harness.running.job import Job, run_job
+from harness.running.workers import Report
 
 DISTRIBUTIONS = ("cotsieve", "torch", "transformers", "numpy", "lm_eval", "datasets")
 """Besides vLLM, which goes by two names."""
@@ -25,7 +25,8 @@ def timed_job(job: Job, report: Report) -> dict[str, Any]:
     _import()
     seconds = {"import": time.monotonic() - begun}
     from harness.evaluation.backends import _vllm_class
-    from harness.evaluation.engine import Engine, Host
+    from harness.evaluation.engine import Engine
+    from harness.evaluation.engine_pool import Host
 
     answers: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
 
@@ -84,6 +85,3 @@ def _import() -> None:
     _import_heavy()
     _vllm_class()
     from lm_eval import evaluator, tasks  # noqa: F401
-
-    import harness.running.evaluation_builders
-    import harness.evaluation.engine  # noqa: F401

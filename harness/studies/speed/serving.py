@@ -20,17 +20,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from harness.evaluation.environment import engine_version, vllm_build
+from harness.experiment.stage import Stage
+from harness.experiment.store import META, Store, file_digest
+from harness.running.evaluation_builders import SAMPLES
+from harness.running.job import EVALUATE, Job
+from harness.running.workers import Outcome, Report, Workers
 from harness.studies.speed.checkpoints import Series, series
 from harness.studies.speed.machine import load, machine
 from harness.studies.speed.measure import environment
 from harness.studies.speed.phases import DISTRIBUTIONS, timed_job
 from harness.studies.speed.served import PHASES, different, problems, summary
-from harness.evaluation.environment import engine_version, vllm_build
-from harness.running.evaluation_builders import SAMPLES
-from harness.running.workers import Outcome, Report, Workers
-from harness.running.job import EVALUATE, Job
-from harness.experiment.stage import Stage
-from harness.experiment.store import META, Store, file_digest
 
 POLL_SECONDS = 0.02
 

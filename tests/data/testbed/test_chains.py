@@ -3,7 +3,17 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from harness.data.testbed.chains import Definition, Problem, canonical, compute, draw, parse, solution, split_of, verify
+from harness.data.testbed.chains import (
+    Definition,
+    Problem,
+    canonical,
+    compute,
+    draw,
+    parse,
+    solution,
+    split_of,
+    verify,
+)
 
 PROMPT = "c=3,y=c*2,e=y+9;e?"
 RESPONSE = "c=3 y=3*2=6 e=6+9=5 #### 5"

@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 
 from harness.data.testbed.chains import canonical, is_off_topic, parse, verify
-from harness.data.testbed.pool import CORRECT, QUALITY, SHARES, WRONG_TABLES, Errors, PoolSpec, Row, anti_oracle_order, class_counts, make_pool, oracle_order
+from harness.data.testbed.pool import (
+    CORRECT,
+    QUALITY,
+    SHARES,
+    WRONG_TABLES,
+    Errors,
+    PoolSpec,
+    Row,
+    anti_oracle_order,
+    class_counts,
+    make_pool,
+    oracle_order,
+)
 
 SIZE = 300
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.experiment.config import AnswerKind
 from harness.data.grading import KINDS, open_grader
 from harness.evaluation.tasks import BENCHMARKS, benchmark, find_file, make_items, titles
 from harness.evaluation.tasks.items import LETTERS
+from harness.experiment.config import AnswerKind
 
 REAL = os.environ.get("COTSIEVE_REAL_DATA")
 PRESENT = ("gsm8k", "math500", "amc23", "aime24", "olympiadbench", "minerva")

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli.app import app
-from harness.reporting.headline import NONE
+from harness.reporting.numbers import NONE
 
 
 def run(*arguments):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.sparse.linalg import LinearOperator, cg
 
+from harness.data.pool import IGNORED, Pool
 from harness.influence import CurvatureOptions, fit
 from harness.influence.batches import draw_seed
-from harness.data.pool import IGNORED, Pool
 from harness.studies.influence.exact import _relabelled, exact_scores
 
 # transformers and its dependencies; these tests are about numbers.

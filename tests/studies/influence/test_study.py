@@ -13,12 +13,12 @@ import pytest
 from rich.console import Console
 
 from harness.experiment.store import Store
-from harness.training.train import Recipe
 from harness.studies.influence import predict
 from harness.studies.influence.measure import ANCHOR, SHUFFLED, measure
 from harness.studies.influence.protocol import Protocol, Stages
 from harness.studies.influence.report import build
 from harness.studies.influence.study import Study
+from harness.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[3]
 SMALL = Protocol(
@@ -63,8 +63,8 @@ def test_protocols_that_cannot_be_run_are_refused(changes, message):
 
 
 def test_what_an_experiment_made_is_found_again():
-    from harness.running import plan
     from harness.experiment.config import load
+    from harness.running import plan
 
     file = ROOT / "experiments" / "quick.toml"
     laid = plan.make(load(file), file)

@@ -17,12 +17,32 @@ from harness.stats import Outcome, detectable, difference, estimate, holm, seeds
 from harness.studies.__main__ import app
 from harness.studies.intervals import draw, study, telling
 from harness.studies.intervals.design import STRUCTURES, Aim, Point, Protocol
-from harness.studies.intervals.measure import MANY, MET, NARROW, WIDE, Cell, Rate, mark, measure, tallied
-from harness.studies.intervals.methods import BOOTSTRAP, FLIPS, IGNORED, ITEMS, POOLED, SATTERTHWAITE, SEEDS, TWO_WAY, UNPAIRED
-from harness.studies.intervals.simulate import DIFFERENCE, EQUAL, FAMILY, MEAN, MOVED, Batch
-from harness.studies.intervals.simulate import simulate as counted
+from harness.studies.intervals.measure import (
+    MANY,
+    MET,
+    NARROW,
+    WIDE,
+    Cell,
+    Rate,
+    mark,
+    measure,
+    tallied,
+)
+from harness.studies.intervals.methods import (
+    BOOTSTRAP,
+    FLIPS,
+    IGNORED,
+    ITEMS,
+    POOLED,
+    SATTERTHWAITE,
+    SEEDS,
+    TWO_WAY,
+    UNPAIRED,
+)
 from harness.studies.intervals.power import answer
 from harness.studies.intervals.report import CSV_COLUMNS, build
+from harness.studies.intervals.simulate import DIFFERENCE, EQUAL, FAMILY, MEAN, MOVED, Batch
+from harness.studies.intervals.simulate import simulate as counted
 from harness.studies.intervals.tried import FULL, TRIED
 
 SMALL = Protocol(

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 
 from harness.data import testbed
+from harness.experiment.store import Store
+from harness.running.job import EVALUATE
 from harness.studies.speed import overhead, phases, serving
 from harness.studies.speed.__main__ import main
 from harness.studies.speed.checkpoints import perturbed, series
 from harness.studies.speed.phases import clocked
 from harness.studies.speed.serving import in_turns, killed
-from harness.running.job import EVALUATE
-from harness.experiment.store import Store
 
 SECONDS = {"import": 0.0, "engine": 0.0, "decoding": 0.0, "grading": 0.0, "store": 0.0}
 begun = 0

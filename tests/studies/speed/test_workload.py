@@ -6,9 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness.studies.speed.__main__ import main, processor
-from harness.studies.speed.workload import GPU_WORKLOADS, WORKLOADS, Shape, Workload, load, load_model, prepare
 from harness.experiment.store import Store
+from harness.studies.speed.__main__ import main, processor
+from harness.studies.speed.workload import (
+    GPU_WORKLOADS,
+    WORKLOADS,
+    Shape,
+    Workload,
+    load,
+    load_model,
+    prepare,
+)
 
 TOY = Workload(
     "toy",
@@ -148,9 +156,9 @@ def test_gpu_workloads_are_refused_without_a_gpu(capsys, monkeypatch):
 def test_perplexity_passes_agree_on_what_they_compute(prepared):
     import torch
 
+    from harness.influence.batches import batches
     from harness.studies.speed import engines
     from harness.studies.speed.workload import load_model
-    from harness.influence.batches import batches
 
     model = load_model(prepared, TOY, "sdpa")
     pool, _ = load(prepared)

@@ -19,15 +19,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from harness.data.pool import Pool
 from harness.influence.batches import Progress, device_of
 from harness.influence.choice import Choice, chosen
 from harness.influence.curvature.base import Curvature
 from harness.influence.directional import Scorer, scorer
-from harness.influence.query_influence import QUERY_ELEMENTS
 from harness.influence.gradients import query_gradients
 from harness.influence.layers import check_attention
+from harness.influence.query_influence import QUERY_ELEMENTS
 from harness.influence.shards import Shards, digest, kept
-from harness.data.pool import Pool
 
 if TYPE_CHECKING:
     import pandas as pd

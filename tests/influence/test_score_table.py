@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from harness import influence
+from harness.data.pool import Pool
 from harness.influence import CurvatureOptions
 from harness.influence import scores as module
-from harness.data.pool import Pool
 
 OPTIONS = CurvatureOptions(batch_size=4, layers="mlp")
 

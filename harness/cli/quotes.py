@@ -1,0 +1,65 @@
+"""Texts that a report may quote: examples of the pools, and questions with their answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from harness.experiment import records
+from harness.experiment.records import parquet_bytes
+from harness.experiment.stage import Stage
+from harness.experiment.store import Store
+from harness.reporting import quotes
+from harness.running.plan import Plan
+
+
+def write_texts(plan: Plan, store: Store, folder: Path) -> None:
+    """What a report may quote: examples of each arm's pool, and questions with their answers.
+
+    Files whose artefacts are in another store stay as they are.
+    """
+    # Here, since a run would otherwise start with everything that reports need.
+    from harness.reporting.page import answers, examples
+    from harness.reporting.results import load
+
+    if not records.read(folder):
+        return
+    arms = {results.arm: results for results in load(folder)}
+    asked: set[tuple[str, str]] = set()
+    for arm, stage in plan.pools.items():
+        made = store.get(stage.kind, stage.key)
+        if made is not None:
+            ours = plan.experiment.pool.testbed is not None
+            shown = None if ours else examples.shown(arms[arm])
+            columns = ["id", *quotes.EXAMPLE_COLUMNS]
+            frame = pd.readparquet_bytes(made.folder / "pool.parquet", columns=columns)
+            kept = quotes.examples(frame, shown)
+            records.write_atomic(folder / quotes.examples_file(arm), parquet_bytes(kept))
+        asked |= set(answers.shown(arms[arm]))
+    kept = [_questions(task, s, store, asked) for task, s in plan.cells[0].samples.items()]
+    if kept and all(frame is not None for frame in kept):
+        whole = pd.concat(kept, ignore_index=True)
+        records.write_atomic(folder / quotes.QUESTIONS, parquet_bytes(whole))
+
+
+def _questions(
+    task: str, samples: Stage, store: Store, shown: set[tuple[str, str]]
+) -> pd.DataFrame | None:
+    """What is kept of a task's items; None where they are not in the store."""
+    items = samples.parents["items"]
+    made = store.get(items.kind, items.key)
+    if made is None:
+        return None
+    lines = (made.folder / "items.jsonl").read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in lines if line]
+    frame = pd.DataFrame(
+        [
+            # Without the template of a chat, where the item says what was asked apart from it.
+            (task, row["id"], row.get("question", row["prompt"]), row["answer"])
+            for row in rows
+        ],
+        columns=["task", "item", *quotes.QUESTION_COLUMNS],
+    )
+    return quotes.questions(frame, None if "testbed" in items.inputs else sorted(shown))

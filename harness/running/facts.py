@@ -1,0 +1,125 @@
+"""What footnotes and provenance of a report need besides the records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.data import testbed
+from harness.data.queries import Answers
+from harness.evaluation.tasks import benchmark
+from harness.experiment import records
+from harness.experiment.config import QueryConfig
+from harness.experiment.records import parquet_bytes
+from harness.experiment.stage import Stage, artefact
+from harness.experiment.store import Store
+from harness.running import overlap
+from harness.running.builders import HIDDEN
+from harness.running.plan import Plan
+
+
+def write_pools(plan: Plan, store: Store, folder: Path) -> None:
+    """Id, hidden class, length and steps of every pool example; no texts."""
+    for arm, stage in plan.pools.items():
+        made = store.get(stage.kind, stage.key)
+        if made is None:
+            continue
+        pool = pd.readparquet_bytes(made.folder / "pool.parquet", columns=["id", "labels"])
+        frame = pd.DataFrame({"id": pool["id"]})
+        frame["response_tokens"] = pool["labels"].map(lambda row: int((row != -100).sum()))
+        hidden = made.folder / HIDDEN
+        extra = pd.readparquet_bytes(hidden) if hidden.exists() else frame[["id"]]
+        frame = frame.merge(extra, on="id", how="left", validate="1:1", sort=False)
+        for name in ("quality", "steps"):
+            if name not in frame:
+                frame[name] = None
+        name = "pool.parquet" if arm == "main" else f"pool-{arm}.parquet"
+        frame = frame[["id", "quality", "response_tokens", "steps"]]
+        records.write_atomic(folder / name, parquet_bytes(frame))
+
+
+def facts(plan: Plan, store: Store) -> dict[str, Any]:
+    """What footnotes and provenance need besides the records, by arm."""
+    found: dict[str, Any] = {"engine": dict(plan.engine), "arms": {}}
+    asked = plan.cells[0].samples
+    found["tasks"] = {t: _task_facts(s, store) for t, s in asked.items() if _made(s, store)}
+    for arm, pool in plan.pools.items():
+        entry: dict[str, Any] = {}
+        if plan.experiment.pool.testbed is not None:
+            entry["correct_classes"] = sorted(testbed.CORRECT)
+        made = store.get(pool.kind, pool.key)
+        if made is not None:
+            entry["pool"] = made.info["report"]
+        stages = plan.queries.get(arm)
+        if stages and all(store.has(stages[w].kind, stages[w].key) for w in ("before", "after")):
+            entry |= _query_facts(stages, store, plan.experiment.query)
+        if known := overlap.facts(overlap.of_arm(plan.checks, arm), store):
+            entry["overlap"] = known
+        found["arms"][arm] = entry
+    proofs = [store.get(stage.kind, stage.key) for stage in plan.proofs]
+    found["disjoint"] = [made.info["problems"] for made in proofs if made is not None]
+    return found
+
+
+def _made(samples: Stage, store: Store) -> bool:
+    return store.has("items", samples.parents["items"].key)
+
+
+def _task_facts(samples: Stage, store: Store) -> dict[str, Any]:
+    """How a task is asked and graded, and of how many items it consists."""
+    items, inputs = samples.parents["items"], samples.inputs
+    kind = inputs.get("kind", "plain")
+    found = {
+        "items": artefact(store, items).info["items"],
+        "max_tokens": inputs["max_tokens"],
+        "grader": kind if kind == "plain" else f"{kind}, version {inputs['grader']}",
+        "version": None,
+        "source": "testbed" if "testbed" in items.inputs else "a file of the experiment",
+    }
+    if "benchmark" in items.inputs:
+        task = benchmark(items.inputs["benchmark"])
+        copy = "a local file" if "file" in items.inputs else f"{task.hub}@{task.revision[:12]}"
+        found |= {"version": task.version, "source": copy}
+    return found
+
+
+def _query_facts(
+    stages: Mapping[str, Stage], store: Store, query: QueryConfig | None
+) -> dict[str, Any]:
+    assert query is not None
+    answers = {w: Answers.load(artefact(store, stages[w]).folder) for w in ("before", "after")}
+    right = {when: found.correct(query.rule) for when, found in answers.items()}
+    found: dict[str, Any] = {
+        "n_queries": len(right["before"]),
+        "n_C": int((~right["before"] & right["after"]).sum()),
+        "n_I": int((right["before"] & ~right["after"]).sum()),
+        "query_accuracy_before": float(right["before"].mean()),
+        "query_accuracy_after": float(right["after"].mean()),
+    }
+    if query.decodes > 1:
+        found |= {"query_decodes": query.decodes, "query_rule": query.rule}
+    return found
+
+
+def write_overlaps(plan: Plan, store: Store, folder: Path) -> None:
+    """What stands in two data sets and was dropped or kept; no file where nothing does."""
+    for arm in plan.pools:
+        checks = [c for c in overlap.of_arm(plan.checks, arm) if c.made(store)]
+        found = [finding for check in checks for finding in check.found(store)]
+        path = folder / ("overlap.parquet" if arm == "main" else f"overlap-{arm}.parquet")
+        if found:
+            records.write_atomic(path, parquet_bytes(overlap.frame(found)))
+        else:
+            path.unlink(missing_ok=True)
+
+
+def write_facts(plan: Plan, store: Store, folder: Path) -> None:
+    """Write `facts.json`, the pool files, and the overlaps."""
+    write_pools(plan, store, folder)
+    write_overlaps(plan, store, folder)
+    text = json.dumps(facts(plan, store), indent=1, sort_keys=True) + "\n"
+    records.write_atomic(folder / "facts.json", text.encode())
