@@ -34,7 +34,7 @@ def write_texts(plan: Plan, store: Store, folder: Path) -> None:
             ours = plan.experiment.pool.testbed is not None
             shown = None if ours else examples.shown(arms[arm])
             columns = ["id", *quotes.EXAMPLE_COLUMNS]
-            frame = pd.readparquet_bytes(made.folder / "pool.parquet", columns=columns)
+            frame = pd.read_parquet(made.folder / "pool.parquet", columns=columns)
             kept = quotes.examples(frame, shown)
             records.write_atomic(folder / quotes.examples_file(arm), parquet_bytes(kept))
         asked |= set(answers.shown(arms[arm]))
