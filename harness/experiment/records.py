@@ -159,5 +159,5 @@ def processor() -> str:
 def parquet_bytes(frame: pd.DataFrame) -> bytes:
     """A table as a Parquet file."""
     buffer = io.BytesIO()
-    frame.toparquet_bytes(buffer, index=False, compression="zstd")
+    frame.to_parquet(buffer, index=False, compression="zstd")
     return buffer.getvalue()

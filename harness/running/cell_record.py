@@ -79,7 +79,7 @@ def recorded(
 def done(cell: Cell, plan: Plan, protocol: str, store: Store, folder: Path) -> dict[str, Any]:
     """Write a finished cell's samples and selection into `folder`; return its record."""
     samples = {task: artefact(store, stage) for task, stage in cell.samples.items()}
-    frames = [pd.readparquet_bytes(a.folder / "samples.parquet") for a in samples.values()]
+    frames = [pd.read_parquet(a.folder / "samples.parquet") for a in samples.values()]
     key = cell_key(cell)
     data = parquet_bytes(pd.concat(frames, ignore_index=True))
     path = f"samples/{key[:16]}.parquet"
@@ -141,7 +141,7 @@ def write_selection(cell: Cell, store: Store, folder: Path) -> str:
     if (folder / path).exists():
         return path
     pool = cell.subset.parents["pool"]
-    ids = pd.readparquet_bytes(artefact(store, pool).folder / "pool.parquet", columns=["id"])["id"]
+    ids = pd.read_parquet(artefact(store, pool).folder / "pool.parquet", columns=["id"])["id"]
     subset = artefact(store, cell.subset)
     chosen = set(read_subset(subset.folder))
     scored = cell.subset.parents.get("scores")
@@ -160,7 +160,7 @@ def selection_facts(subset: Stage, store: Store) -> dict[str, Any]:
     facts = dict(made.info.get("facts", {}))
     table = made.folder / STABILITY
     if table.exists():
-        lines = pd.readparquet_bytes(table).set_index("kept")
+        lines = pd.read_parquet(table).set_index("kept")
         line = lines.loc[artefact(store, subset).info["examples"]]
         facts["stability"] = {**facts.get("stability", {}), **line.to_dict()}
     return facts

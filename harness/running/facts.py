@@ -28,11 +28,11 @@ def write_pools(plan: Plan, store: Store, folder: Path) -> None:
         made = store.get(stage.kind, stage.key)
         if made is None:
             continue
-        pool = pd.readparquet_bytes(made.folder / "pool.parquet", columns=["id", "labels"])
+        pool = pd.read_parquet(made.folder / "pool.parquet", columns=["id", "labels"])
         frame = pd.DataFrame({"id": pool["id"]})
         frame["response_tokens"] = pool["labels"].map(lambda row: int((row != -100).sum()))
         hidden = made.folder / HIDDEN
-        extra = pd.readparquet_bytes(hidden) if hidden.exists() else frame[["id"]]
+        extra = pd.read_parquet(hidden) if hidden.exists() else frame[["id"]]
         frame = frame.merge(extra, on="id", how="left", validate="1:1", sort=False)
         for name in ("quality", "steps"):
             if name not in frame:
