@@ -38,7 +38,7 @@ from harness.cli.tools import (
     planned,
     stats,
 )
-from harness.evaluation.tasks import titles
+from harness.evaluation.benchmarks import titles
 from harness.experiment import config
 from harness.experiment.paths import EXPERIMENTS
 from harness.selection import plugins
@@ -212,7 +212,7 @@ def run(
     except RuntimeError as error:
         refuse(error)
     from harness.cli.quotes import write_texts
-    from harness.evaluation.engine_settings import Limits
+    from harness.evaluation.settings import Limits
     from harness.experiment.paths import RESULTS
     from harness.experiment.progress import clock
     from harness.running.display import Progress

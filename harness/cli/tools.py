@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.evaluation.tasks import BENCHMARKS, benchmark
+from harness.evaluation.benchmarks import BENCHMARKS, benchmark
 from harness.experiment import config
 
 ExperimentName = Annotated[
@@ -343,7 +343,7 @@ def noise(
         check_environment()
     except RuntimeError as error:
         raise ValueError(str(error)) from error
-    from harness.evaluation.engine_settings import Limits
+    from harness.evaluation.settings import Limits
     from harness.experiment.paths import RESULTS
     from harness.running.display import Repetitions
     from harness.running.run import Run

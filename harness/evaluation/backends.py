@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from harness.evaluation.decoding import Decoding, item_seed
-from harness.evaluation.engine_settings import Settings, cache_bytes, gpu_share
 from harness.evaluation.patches import (
     generators_kept,
     held_back,
@@ -30,9 +28,10 @@ from harness.evaluation.patches import (
     vllm_version_answered,
     zeros_when_touched,
 )
+from harness.evaluation.settings import Decoding, Settings, cache_bytes, gpu_share, item_seed
 
 WHOLE = 1_000_000  # batch size that means "all at once": vLLM makes its own batches
-Told = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Called with the number of answers that are finished and their number in all."""
 
 
@@ -46,7 +45,7 @@ class Decodes:
     seeds: tuple[int, ...] = ()
     order: int | None = None
     """Seed of the order in which requests are handed over; None for lm-eval's own."""
-    told: Told | None = None
+    on_progress: ProgressCallback | None = None
     lengths: dict[tuple[tuple[int, ...], int | None], tuple[int, bool]]
     """By prompt and seed: tokens generated, and whether the limit of tokens cut them off."""
     asked: int = 0
@@ -99,8 +98,10 @@ def _shuffled(order: int | None) -> Iterator[None]:
 class _Bar:
     """Stands for vLLM's progress bars and tells how many of its answers are finished."""
 
-    def __init__(self, told: Told, iterable: Iterable[Any] = (), total: int = 0, **_: Any) -> None:
-        self.told, self.iterable, self.total = told, iterable, total
+    def __init__(
+        self, on_progress: ProgressCallback, iterable: Iterable[Any] = (), total: int = 0, **_: Any
+    ) -> None:
+        self.on_progress, self.iterable, self.total = on_progress, iterable, total
         self.n = 0
         self.postfix = ""
         self.format_dict = {"elapsed": 1e-9}  # what vLLM divides by for its own display
@@ -111,7 +112,7 @@ class _Bar:
     def update(self, count: int = 1) -> None:
         """Some more are finished."""
         self.n += count
-        self.told(self.n, self.total)
+        self.on_progress(self.n, self.total)
 
     def refresh(self) -> None:
         """Nothing is drawn."""
@@ -158,7 +159,7 @@ def _vllm_class() -> Any:
             return outputs
 
         def _bar(self) -> Any:
-            return False if self.told is None else functools.partial(_Bar, self.told)
+            return False if self.on_progress is None else functools.partial(_Bar, self.on_progress)
 
         def complete(self, prompts: list[list[int]], decoding: Decoding) -> list[list[int]]:
             """Token ids of one completion per prompt, each with the seed of the next decode."""
@@ -205,8 +206,8 @@ def _hf_class() -> Any:
                 length = len(until_end(made, end))
                 self.lengths[tuple(ids[real].tolist()), seed] = length, end not in made
             self.answered += len(context)
-            if self.told is not None:
-                self.told(self.answered, max(self.asked, self.answered))
+            if self.on_progress is not None:
+                self.on_progress(self.answered, max(self.asked, self.answered))
             return output
 
         def complete(self, prompts: list[list[int]], decoding: Decoding) -> list[list[int]]:

@@ -17,13 +17,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from harness.evaluation.backends import Told, open_model
-from harness.evaluation.decoding import Completion, Decoding
-from harness.evaluation.engine_settings import Settings, context_too_long, out_of_memory
+from harness.evaluation.backends import ProgressCallback, open_model
 from harness.evaluation.environment import engine_version
 from harness.evaluation.lm_eval_bridge import Task, answered, check_length
 from harness.evaluation.patches import generators_kept, quiet
+from harness.evaluation.settings import (
+    Completion,
+    Decoding,
+    Settings,
+    context_too_long,
+    out_of_memory,
+)
 from harness.evaluation.weights import check_held, weights_digest
+from harness.training.checkpoint import ADAPTER
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +47,7 @@ class Engine:
         folder: checkpoint in the Hugging Face layout, tokenizer included.
         settings: its set-up; `max_length` is cut to what the model has.
         verbose: show logs and progress bars of the packages behind it.
-        told: called with the number of finished answers.
+        on_progress: called with the number of finished answers.
     """
 
     def __init__(
@@ -49,7 +55,7 @@ class Engine:
         folder: Path,
         settings: Settings,
         verbose: bool = False,
-        told: Told | None = None,
+        on_progress: ProgressCallback | None = None,
     ) -> None:
         self.folder = Path(folder)
         config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
@@ -58,7 +64,7 @@ class Engine:
         self.settings = replace(settings, max_length=min(settings.max_length, positions))
         self.version = engine_version(settings.name)
         self.verbose = verbose
-        self.told = told
+        self.on_progress = on_progress
         self.weights = ""
         self._stack = ExitStack()
         self._model: Any = None
@@ -131,7 +137,7 @@ class Engine:
         self.folder = Path(folder)
         self.weights = weights_digest(self.folder)
 
-    def forget(self) -> None:
+    def reset_prefix_cache(self) -> None:
         """Drop what vLLM keeps of prompts that it has seen, so that they are computed again."""
         if self.settings.name == "vllm" and self._model is not None:
             self._model.model.reset_prefix_cache()
@@ -148,7 +154,7 @@ class Engine:
         """
 
         def call() -> pd.DataFrame:
-            self._model.told, self._model.order = self.told, order
+            self._model.on_progress, self._model.order = self.on_progress, order
             with quiet(self.verbose), generators_kept():
                 return answered(self._model, tasks, decoding, self.settings.max_length)
 
@@ -218,6 +224,97 @@ class Engine:
 
     def _where(self) -> str:
         return f"{self.settings.name} on {self.settings.device}, {self.folder.name}"
+
+
+class EnginePool:
+    """One engine at a time, kept while the next checkpoint can be served by it.
+
+    Args:
+        start: makes an engine; a test may hand in another.
+    """
+
+    def __init__(self, start: Callable[..., Engine] = Engine) -> None:
+        self._start = start
+        self._engine: Engine | None = None
+        self._swappable: dict[str, bool] = {}
+        self.started = 0
+
+    def close(self) -> None:
+        """Stop the engine, if there is one."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    def engine(
+        self,
+        checkpoint: Path,
+        settings: Settings,
+        base: Path | None = None,
+        verbose: bool = False,
+        on_progress: ProgressCallback | None = None,
+    ) -> Engine:
+        """An engine that holds the weights of `checkpoint`; closed by the host, not by the caller.
+
+        `base`: the model that a checkpoint with an adapter was fine-tuned from.
+        """
+        adapter = checkpoint / ADAPTER
+        if base is not None and settings.name == "vllm" and adapter.is_dir():
+            rank = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+            engine = self._kept(base, replace(settings, lora_rank=rank), verbose)
+            engine.serve(adapter)
+        else:
+            engine = self._kept(checkpoint, settings, verbose)
+        engine.on_progress = on_progress
+        return engine
+
+    def _kept(self, folder: Path, settings: Settings, verbose: bool) -> Engine:
+        engine = self._engine
+        if engine is not None and _fits(engine, settings):
+            if engine.folder == folder:
+                if settings.lora_rank:
+                    engine.serve(None)
+                return engine
+            if settings.device != "cpu" and not settings.lora_rank:
+                swapped = self._swapped(engine, folder)
+                if swapped is not None:
+                    return swapped
+        return self._new(folder, settings, verbose)
+
+    def _new(self, folder: Path, settings: Settings, verbose: bool) -> Engine:
+        self.close()
+        self._engine = self._start(folder, settings, verbose)
+        self.started += 1
+        return self._engine
+
+    def _swapped(self, engine: Engine, folder: Path) -> Engine | None:
+        """An engine with the weights of `folder`, by a swap where that works; None where not.
+
+        The proof: after the first swap, probe prompts must have the answers that a new engine
+        gives them, token for token. It costs one start of an engine; every later swap is checked
+        by comparing the parameters themselves.
+        """
+        kind = _architecture(folder)
+        if kind != _architecture(engine.folder) or self._swappable.get(kind) is False:
+            return None
+        try:
+            engine.swap(folder)
+        except Exception as error:
+            self._refuse(kind, f"{type(error).__name__}: {error}")
+            return None
+        if kind in self._swappable:
+            return engine
+        probed = _probe(engine)
+        new = self._new(folder, engine.settings, engine.verbose)
+        self._swappable[kind] = probed == _probe(new)
+        if not self._swappable[kind]:
+            self._refuse(kind, "probe prompts were answered otherwise than by a new engine")
+        return new
+
+    def _refuse(self, kind: str, why: str) -> None:
+        self._swappable[kind] = False
+        sys.stderr.write(
+            f"weights are not swapped in place ({why}); every checkpoint gets an engine\n"
+        )
 
 
 def _fits(engine: Engine, settings: Settings) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.data.grading import Grader
 from harness.data.grading.grader import VERSION
-from harness.evaluation.tasks import Benchmark
+from harness.evaluation.benchmarks import Benchmark
 from harness.experiment.records import write_atomic
 from harness.stats import wilson
 

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.data.grading.grader import KINDS, AnyGrader, AnyKind, Verdict, open_grader
-from harness.evaluation.decoding import Decoding
-from harness.evaluation.engine_settings import EngineName
+from harness.evaluation.benchmarks import LOCAL, TASKS, task_digest, task_file
 from harness.evaluation.environment import engine_version, vllm_build
 from harness.evaluation.patches import swapped
-from harness.evaluation.tasks import LOCAL, TASKS, task_digest, task_file
+from harness.evaluation.settings import Decoding, EngineName
 from harness.experiment.store import digest
 
 if TYPE_CHECKING:

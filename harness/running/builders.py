@@ -176,7 +176,7 @@ class Builder:
     def _benchmark_items(self) -> list[dict[str, Any]]:
         from harness.data.dataset import render
         from harness.data.grading import open_grader
-        from harness.evaluation.tasks import benchmark, make_items
+        from harness.evaluation.benchmarks import benchmark, make_items
 
         task = benchmark(self.stage.inputs["benchmark"])
         path = Path(self.stage.where["path"]) if "path" in self.stage.where else None

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.data.pool import Pool
-from harness.evaluation.backends import Told
-from harness.evaluation.engine_settings import Limits, Settings
+from harness.evaluation.backends import ProgressCallback
+from harness.evaluation.settings import Limits, Settings
 from harness.experiment.stage import Stage
 from harness.experiment.store import Store
 from harness.running.signals import model_folder, positions_of
@@ -22,8 +22,7 @@ from harness.running.signals import model_folder, positions_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from harness.evaluation.engine import Engine
-    from harness.evaluation.engine_pool import Host
+    from harness.evaluation.engine import Engine, EnginePool
     from harness.evaluation.lm_eval_bridge import Task
 
 SAMPLES = "samples.parquet"
@@ -38,9 +37,9 @@ class Evaluation:
     """
 
     store: Store
-    host: Host
+    host: EnginePool
     device: str
-    told: Told | None = None
+    told: ProgressCallback | None = None
     limits: Limits = field(default_factory=Limits)
     attempt: int = 0
     provenance: Callable[[], Mapping[str, Any]] = dict
@@ -74,7 +73,7 @@ class Evaluation:
         self, stages: list[Stage], again: Stage | None = None
     ) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Answers of `stages` and the engine's set-up; `again`: the repetition that they are of."""
-        from harness.evaluation.decoding import Decoding
+        from harness.evaluation.settings import Decoding
 
         inputs = stages[0].inputs  # but for the task and its limit, the same in all
         tasks = [self._task(stage) for stage in stages]
@@ -93,7 +92,7 @@ class Evaluation:
         if again is None:
             return engine.evaluate(tasks, decoding), engine.record()
         # Prompts that are still in its cache would not be computed again.
-        engine.forget()
+        engine.reset_prefix_cache()
         answers = engine.evaluate(tasks, decoding, again.inputs["order"])
         return answers, engine.record()
 
@@ -101,7 +100,7 @@ class Evaluation:
         """The query set answered by a model, in `work`; its accuracy."""
         from harness.data.grading import open_grader
         from harness.data.queries import Answers
-        from harness.evaluation.decoding import Decoding
+        from harness.evaluation.settings import Decoding
 
         queryset = stage.parents["queryset"]
         queries = Pool.load(self.store.folder(queryset.kind, queryset.key))
@@ -160,7 +159,7 @@ class Evaluation:
             settings,
             base=None if base is None else model_folder(base, self.store),
             verbose=self.verbose,
-            told=self.told,
+            on_progress=self.told,
         )
 
 

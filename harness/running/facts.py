@@ -11,7 +11,7 @@ import pandas as pd
 
 from harness.data import testbed
 from harness.data.queries import Answers
-from harness.evaluation.tasks import benchmark
+from harness.evaluation.benchmarks import benchmark
 from harness.experiment import records
 from harness.experiment.config import QueryConfig
 from harness.experiment.records import parquet_bytes

@@ -18,14 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.evaluation.engine_settings import Limits
+from harness.evaluation.settings import Limits
 from harness.experiment.progress import Progress
 from harness.experiment.stage import Stage
 from harness.experiment.store import LOG, Store
 from harness.running.workers import Report
 
 if TYPE_CHECKING:
-    from harness.evaluation.engine_pool import Host
+    from harness.evaluation.engine import EnginePool
 
 
 ANSWERING = frozenset({"samples", "answers", "noise"})
@@ -139,11 +139,11 @@ def _evaluate(
 
 
 @functools.cache
-def _host() -> Host:
+def _host() -> EnginePool:
     """The engine of this process, kept from job to job until the process ends."""
-    from harness.evaluation.engine_pool import Host
+    from harness.evaluation.engine import EnginePool
 
-    host = Host()
+    host = EnginePool()
     atexit.register(host.close)
     return host
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import tomli_w
 
-from harness.evaluation.engine_settings import Limits
+from harness.evaluation.settings import Limits
 from harness.experiment import records
 from harness.experiment.stage import EXTERNAL, Stage, together
 from harness.experiment.store import Store, digest

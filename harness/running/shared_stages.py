@@ -12,9 +12,9 @@ from typing import Any
 from harness.data import testbed
 from harness.data.contamination import POOL, QUERY
 from harness.data.grading.grader import VERSION as GRADER
+from harness.evaluation.benchmarks import BENCHMARKS, benchmark, find_file, task_digest
 from harness.evaluation.environment import engine_version
 from harness.evaluation.lm_eval_bridge import resolve_engine
-from harness.evaluation.tasks import BENCHMARKS, benchmark, find_file, task_digest
 from harness.experiment.config import DECODING, DataConfig, Experiment, PoolConfig, locate
 from harness.experiment.stage import Stage
 from harness.experiment.store import tree_digest

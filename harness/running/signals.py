@@ -217,9 +217,8 @@ class Signals:
         import pyarrow.parquet as pq
 
         from harness.data.grading import open_grader
-        from harness.evaluation.decoding import Decoding
         from harness.evaluation.engine import Engine
-        from harness.evaluation.engine_settings import Settings
+        from harness.evaluation.settings import Decoding, Settings
 
         model, pool = self.stage.parents["model"], self.pool
         answers = pool.column("answer")

@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 
 from harness.data import testbed
-from harness.evaluation.decoding import Decoding
-from harness.evaluation.engine import Engine
-from harness.evaluation.engine_pool import Host
-from harness.evaluation.engine_settings import (
+from harness.evaluation.engine import Engine, EnginePool
+from harness.evaluation.environment import vllm_build
+from harness.evaluation.settings import (
     SEQUENCES,
+    Decoding,
     Limits,
     Settings,
     context_too_long,
     out_of_memory,
 )
-from harness.evaluation.environment import vllm_build
 from harness.evaluation.weights import StaleWeightsError, check_held, weights_digest
 from harness.experiment.store import file_digest
 from harness.training.checkpoint import ADAPTER
@@ -66,7 +65,7 @@ def fresh(folder: Path, settings: Settings = SETTINGS):
 @needs_vllm
 def test_on_a_cpu_every_checkpoint_gets_an_engine_of_its_own(base, tmp_path) -> None:
     other = changed(base, tmp_path / "other", 1)
-    host = Host()
+    host = EnginePool()
     first = host.engine(base, SETTINGS)
     assert first.weights == file_digest(base / "model.safetensors")
     known = answers(first)
@@ -96,11 +95,11 @@ def test_a_swap_that_is_not_whole_is_noticed(base, tmp_path, capsys) -> None:
     class OnGpu(Engine):
         """Says that it is on a GPU, where the host tries to swap."""
 
-        def __init__(self, folder, settings, verbose=False, told=None):
-            super().__init__(folder, replace(settings, device="cpu"), verbose, told)
+        def __init__(self, folder, settings, verbose=False, on_progress=None):
+            super().__init__(folder, replace(settings, device="cpu"), verbose, on_progress)
             self.settings = replace(self.settings, device="cuda")
 
-    host = Host(OnGpu)
+    host = EnginePool(OnGpu)
     on_gpu = replace(SETTINGS, device="cuda", sequences=SEQUENCES["vllm", "cpu"])
     host.engine(base, on_gpu)
     second = host.engine(other, on_gpu)
@@ -116,7 +115,7 @@ def test_a_swap_that_is_not_whole_is_noticed(base, tmp_path, capsys) -> None:
 class Scripted:
     """An engine without a model: its answers are its folder's name."""
 
-    def __init__(self, folder, settings, verbose=False, told=None):
+    def __init__(self, folder, settings, verbose=False, on_progress=None):
         self.folder, self.settings, self.verbose = folder, settings, verbose
         self.asked = settings.max_length
         self.closed = False
@@ -128,7 +127,7 @@ class Scripted:
         self.folder = folder
 
     def generate(self, prompts, decoding):
-        from harness.evaluation.decoding import Completion
+        from harness.evaluation.settings import Completion
 
         return [[Completion("", tuple(map(ord, self.folder.name)))] for _ in prompts]
 
@@ -144,7 +143,7 @@ def folders(tmp_path: Path, count: int) -> list[Path]:
 
 
 def test_a_proved_swap_is_used_from_then_on(tmp_path) -> None:
-    host = Host(Scripted)
+    host = EnginePool(Scripted)
     settings = Settings("vllm", 64, device="cuda")
     engines = [host.engine(folder, settings) for folder in folders(tmp_path, 5)]
     assert host.started == 2  # the first, and the one that the proof needs
@@ -167,7 +166,7 @@ def test_a_swap_that_answers_otherwise_than_a_new_engine_is_not_trusted(tmp_path
             made = super().generate(prompts, decoding)
             return made[:-1] if getattr(self, "lies", False) else made
 
-    host = Host(Liar)
+    host = EnginePool(Liar)
     settings = Settings("vllm", 64, device="cuda")
     for folder in folders(tmp_path, 4):
         engine = host.engine(folder, settings)
@@ -197,7 +196,7 @@ def test_adapters_share_one_engine_and_never_mix(base, tmp_path) -> None:
         shutil.copytree(base, folder, dirs_exist_ok=True)
         adapted.merge_and_unload().save_pretrained(folder)
         checkpoints.append(folder)
-    host = Host()
+    host = EnginePool()
     served = []
     for folder in [*checkpoints, checkpoints[0]]:
         engine = host.engine(folder, SETTINGS, base=base)

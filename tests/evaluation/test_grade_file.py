@@ -7,8 +7,8 @@ from statsmodels.stats.proportion import proportion_confint
 from typer.testing import CliRunner
 
 from harness.cli.app import app
+from harness.evaluation.benchmarks import benchmark
 from harness.evaluation.grade_file import grade_file
-from harness.evaluation.tasks import benchmark
 
 RIGHT = {"response": "3 * 6\n#### 18", "answer": "so #### 18", "model": "m"}
 WRONG = {"response": "#### 17", "answer": "18"}

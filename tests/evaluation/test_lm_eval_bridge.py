@@ -17,12 +17,11 @@ from harness.data import testbed
 from harness.data.grading import PlainGrader, Verdict
 from harness.data.grading.plain import extract, is_correct, located
 from harness.evaluation import lm_eval_bridge
-from harness.evaluation.decoding import Decoding, item_seed
+from harness.evaluation.benchmarks import BENCHMARKS, TASKS, task_digest, task_file
 from harness.evaluation.engine import Engine
-from harness.evaluation.engine_settings import Settings, cache_bytes
 from harness.evaluation.environment import vllm_build
 from harness.evaluation.lm_eval_bridge import Task, default_engine, resolve_engine
-from harness.evaluation.tasks import BENCHMARKS, TASKS, task_digest, task_file
+from harness.evaluation.settings import Decoding, Settings, cache_bytes, item_seed
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lm_eval")
@@ -280,7 +279,7 @@ def test_another_order_gives_every_item_its_own_answers(
 def test_an_order_changes_no_batch_that_comes_after(name, open_engine, greedy, tasks) -> None:
     known = greedy(name)
     engine = open_engine(name)
-    engine.forget()
+    engine.reset_prefix_cache()
     mixed = engine.evaluate(tasks, GREEDY, order=3)
     assert list(mixed["item"]) == list(known["item"])
     assert (mixed["response"] == known["response"]).mean() >= 0.99
@@ -409,7 +408,7 @@ def _scored(tmp_path: Path) -> list[bool]:
     rows = [{"id": f"i{n}", "prompt": f"p{n}?", "answer": str(n)} for n in range(4)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     engine = object.__new__(Engine)
-    engine.verbose, engine.told, engine.weights = False, None, "held"
+    engine.verbose, engine.on_progress, engine.weights = False, None, "held"
     engine.settings = Settings("hf", 99)
     engine._model = _scripted(["x #### 0", "#### 2", "2.0", "nothing"])
     frame = engine.evaluate([Task("chain_core", path)], Decoding(max_tokens=8))

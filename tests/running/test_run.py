@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from harness.cli.quotes import write_texts
-from harness.evaluation.engine_settings import Limits
+from harness.evaluation.settings import Limits
 from harness.experiment import config, records
 from harness.experiment.store import LOG as LOG_FILE
 from harness.experiment.store import Store

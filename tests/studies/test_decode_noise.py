@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli.app import app, main
-from harness.evaluation.engine_settings import Limits
+from harness.evaluation.settings import Limits
 from harness.experiment import config, records
 from harness.experiment.store import Store
 from harness.running import builders, plan

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.data import testbed
+from harness.evaluation.benchmarks import task_digest
 from harness.evaluation.environment import engine_version
-from harness.evaluation.tasks import task_digest
 from harness.experiment.stage import Stage
 from harness.experiment.store import Artefact, Store, tree_digest
 from harness.running.builders import Builder

@@ -153,7 +153,7 @@ def _items(data: Path, tokenizer: Any, count: int | None) -> list[dict[str, str]
     """What a run would ask: question, instruction, template; bare reference answers."""
     from harness.data.dataset import render
     from harness.data.grading import open_grader
-    from harness.evaluation.tasks import benchmark, make_items
+    from harness.evaluation.benchmarks import benchmark, make_items
 
     rows = make_items(benchmark(TASK), data)[:count]
     grader = open_grader(benchmark(TASK).kind)
@@ -194,11 +194,10 @@ def _save_model(tokenizer: Any, folder: Path) -> int:
 def _in_turns(
     folder: Path, items: Sequence[Mapping[str, str]], tokens: int, threads: int, repeats: int
 ) -> dict[str, Any]:
-    from harness.evaluation.decoding import Decoding
+    from harness.evaluation.benchmarks import benchmark
     from harness.evaluation.engine import Engine
-    from harness.evaluation.engine_settings import Settings
     from harness.evaluation.lm_eval_bridge import Task
-    from harness.evaluation.tasks import benchmark
+    from harness.evaluation.settings import Decoding, Settings
 
     decoding = Decoding(max_tokens=tokens)
     kind = benchmark(TASK).kind

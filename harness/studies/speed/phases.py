@@ -25,8 +25,7 @@ def timed_job(job: Job, report: Report) -> dict[str, Any]:
     _import()
     seconds = {"import": time.monotonic() - begun}
     from harness.evaluation.backends import _vllm_class
-    from harness.evaluation.engine import Engine
-    from harness.evaluation.engine_pool import Host
+    from harness.evaluation.engine import Engine, EnginePool
 
     answers: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
 
@@ -36,7 +35,7 @@ def timed_job(job: Job, report: Report) -> dict[str, Any]:
 
     start = time.monotonic()
     with (
-        clocked(Host, "engine", seconds),
+        clocked(EnginePool, "engine", seconds),
         clocked(Engine, "evaluate", seconds),
         clocked(_vllm_class(), "_model_generate", seconds, keep),
     ):

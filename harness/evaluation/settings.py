@@ -1,16 +1,20 @@
-"""How an engine is set up on this machine: context, sequences, memory; recorded with its answers.
+"""How an engine is set up on this machine, and how it decodes; both are recorded with the answers.
 
-What an experiment measures stands in its file. What a machine can hold does not: it is chosen here
-from the model and the device, and can be overridden for one run.
+The experiment file says what is measured. What a machine can hold (sequences, memory) is chosen
+here from the model and the device, and can be overridden for one run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from harness.evaluation.environment import engine_version
 
@@ -152,3 +156,53 @@ def context_too_long(error: BaseException) -> bool:
     """Whether `error` says that not even one sequence of full length fits."""
     text = str(error).lower()
     return all(word in text for word in CONTEXT_WORDS)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are decoded: `decodes` samples per item, greedy where `temperature` is 0."""
+
+    max_tokens: int
+    decodes: int = 1
+    temperature: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1 or self.decodes < 1 or self.temperature < 0:
+            raise ValueError(f"{self!r}; expected max_tokens and decodes >= 1, temperature >= 0")
+        if self.decodes > 1 and self.temperature == 0:
+            raise ValueError(f"{self!r}; expected temperature > 0: greedy decodes are all the same")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One seed per decode; the prompt is mixed in, so that items do not share their noise."""
+        state = np.random.SeedSequence(self.seed).generate_state(self.decodes)
+        return tuple(int(value) for value in state)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """lm-eval's generation arguments; nothing is left to a checkpoint's own defaults."""
+        chosen: dict[str, Any] = {
+            "until": [],
+            "max_gen_toks": self.max_tokens,
+            "do_sample": self.temperature > 0,
+            "temperature": float(self.temperature),
+            "repetition_penalty": 1.0,
+        }
+        if self.temperature > 0:
+            chosen |= {"top_p": 1.0, "top_k": 0}
+        return chosen
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One generated continuation; `ids` end with the end-of-text token where it was generated."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+def item_seed(seed: int, prompt: Sequence[int]) -> int:
+    """Seed of one decode of one prompt, in [0, 2**31)."""
+    content = np.asarray([seed, *prompt], dtype="<i8").tobytes()
+    return int.from_bytes(hashlib.sha256(content).digest()[:4], "little") >> 1

@@ -1,20 +1,125 @@
-"""Items of a benchmark: read from the hub at its commit, or from a file that is there already."""
+"""Evaluation tasks: frozen files, one for each, that say how its items are asked and graded.
+
+The files in `tasks/` are lm-eval's, and readable without it. Those in `tasks/benchmarks/` also say
+where the items come from (a hub data set at one commit), how many there are, the instruction after
+each question, the token limit and the kind of the answers.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness.evaluation.tasks.benchmark import Benchmark
+from harness.data.grading.extraction import Kind
 
+TASKS = Path(__file__).parent / "tasks"
+HOOK = re.compile(rb"!function [\w.]+\.(\w+)")
+"""A function that a task file names. Keys hold it under its first module, wherever it lives now."""
+LOCAL = "local"
+"""The task file of tasks that have none of their own."""
+BENCHMARKS = tuple(sorted(path.stem for path in (TASKS / "benchmarks").glob("*.yaml")))
 LETTERS = "ABCDEFGHIJ"
 SUFFIXES = (".jsonl", ".parquet", ".csv")
 
 Row = Mapping[str, Any]
+
+
+def task_file(name: str) -> Path:
+    """The file of a task; a task over a file of one's own has the one called `local`."""
+    for folder in (TASKS, TASKS / "benchmarks"):
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    return TASKS / f"{LOCAL}.yaml"
+
+
+def task_digest(name: str) -> str:
+    """SHA-256 of the task's file: how its items are asked and scored."""
+    text = HOOK.sub(rb"!function harness.evaluate.\1", task_file(name).read_bytes())
+    return hashlib.sha256(text).hexdigest()
+
+
+def titles() -> dict[str, str]:
+    """Every task's name with what the first line of its file says of it."""
+    found = {}
+    for path in sorted(TASKS.rglob("*.yaml"), key=lambda path: path.stem):
+        with path.open(encoding="utf-8") as lines:
+            found[path.stem] = next(lines).strip().lstrip("# ").partition(". Frozen")[0]
+    return found
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One public benchmark.
+
+    `sizes`: items of the hub's copy, then of other published copies; `question`, `answer`: names
+    that their columns have in one copy or another; `wrong`: columns of the wrong choices.
+    """
+
+    name: str
+    title: str
+    version: str
+    kind: Kind
+    sizes: tuple[int, ...]
+    max_tokens: int
+    hub: str
+    config: str | None
+    split: str
+    revision: str
+    files: tuple[str, ...]
+    question: tuple[str, ...]
+    answer: tuple[str, ...]
+    wrong: tuple[str, ...]
+    instruction: str
+
+    @property
+    def items(self) -> int:
+        """Items of the hub's copy."""
+        return self.sizes[0]
+
+
+@functools.cache
+def benchmark(name: str) -> Benchmark:
+    """The benchmark of that name; ValueError with those there are."""
+    if name not in BENCHMARKS:
+        raise ValueError(f"task {name!r} is no benchmark; expected one of {', '.join(BENCHMARKS)}")
+    content = _read(name)
+    facts = content["metadata"]
+    return Benchmark(
+        name=name,
+        title=facts["title"],
+        version=str(facts["version"]),
+        kind=facts["kind"],
+        sizes=tuple(facts["items"]),
+        max_tokens=content["generation_kwargs"]["max_gen_toks"],
+        hub=facts["hub"],
+        config=facts.get("config"),
+        split=facts["split"],
+        revision=facts["revision"],
+        files=(name, *facts.get("files", ())),
+        question=tuple(facts["question"]),
+        answer=tuple(facts["answer"]),
+        wrong=tuple(facts.get("wrong", ())),
+        instruction=facts["instruction"],
+    )
+
+
+def _read(name: str) -> dict[str, Any]:
+    """A task file without lm-eval: names of functions are left as they stand."""
+    import yaml
+
+    class Plain(yaml.SafeLoader):  # type: ignore[misc]
+        pass
+
+    Plain.add_constructor("!function", lambda loader, node: str(node.value))
+    content: dict[str, Any] = yaml.load(task_file(name).read_text(encoding="utf-8"), Plain)
+    return content
 
 
 def find_file(task: Benchmark, folder: Path) -> Path:

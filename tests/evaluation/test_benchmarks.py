@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 
 from harness.data.grading import KINDS, open_grader
-from harness.evaluation.tasks import BENCHMARKS, benchmark, find_file, make_items, titles
-from harness.evaluation.tasks.items import LETTERS
+from harness.evaluation.benchmarks import (
+    BENCHMARKS,
+    LETTERS,
+    benchmark,
+    find_file,
+    make_items,
+    titles,
+)
 from harness.experiment.config import AnswerKind
 
 REAL = os.environ.get("COTSIEVE_REAL_DATA")
