@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
+from harness.data.items import ITEMS_FILE, read_items
 from harness.experiment import records
 from harness.experiment.records import parquet_bytes
 from harness.experiment.stage import Stage
@@ -52,8 +52,7 @@ def _questions(
     made = store.get(items.kind, items.key)
     if made is None:
         return None
-    lines = (made.folder / "items.jsonl").read_text(encoding="utf-8").split("\n")
-    rows = [json.loads(line) for line in lines if line]
+    rows = read_items(made.folder / ITEMS_FILE)
     frame = pd.DataFrame(
         [
             # Without the template of a chat, where the item says what was asked apart from it.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.data.grading.plain import extract
+from harness.data.items import numbered_lines
 from harness.data.pool import IGNORED, Pool
 from harness.experiment.config import DataConfig
 
@@ -96,11 +97,10 @@ def read_rows(path: Path) -> tuple[list[Row | None], Report]:
 
         rows += pq.read_table(path).to_pylist()
     else:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for number, line in enumerate(lines, 1):
-                rows.append(_parse(line))
-                if rows[-1] is None:
-                    report.add("not a JSON object", number)
+        for number, line in numbered_lines(path, errors="replace"):
+            rows.append(_parse(line))
+            if rows[-1] is None:
+                report.add("not a JSON object", number)
     report.rows = len(rows)
     return rows, report
 
@@ -280,7 +280,7 @@ def _columns(texts: list[Row]) -> dict[str, tuple[Any, ...]]:
     return {name: tuple(t.get(name) for t in texts) for name in names if name not in reserved}
 
 
-def read_items(
+def items_from_file(
     path: Path, columns: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
 ) -> list[Row]:
     """Items of an evaluation task in a local file: id, question, rendered prompt, answer.

@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.data.grading import Grader
 from harness.data.grading.grader import VERSION
+from harness.data.items import numbered_lines
 from harness.evaluation.benchmarks import Benchmark
 from harness.experiment.records import write_atomic
 from harness.stats import wilson
@@ -71,8 +72,8 @@ def grade_file(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected JSON lines")
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    lines = numbered_lines(path, errors="replace")
+    numbered = [(number, line) for number, line in lines if line.strip()]
     shown = numbered if progress is None else progress(numbered, "grading", len(numbered))
     found = Graded(benchmark)
     with Grader(benchmark.kind) as grader:

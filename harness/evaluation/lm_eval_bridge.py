@@ -8,7 +8,6 @@ answers end at the end-of-text token and nowhere else.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.data.grading.grader import KINDS, AnyGrader, AnyKind, Verdict, open_grader
+from harness.data.items import FIELDS, read_items
 from harness.evaluation.benchmarks import LOCAL, TASKS, task_digest, task_file
 from harness.evaluation.environment import engine_version, vllm_build
 from harness.evaluation.patches import swapped
@@ -30,7 +30,6 @@ COLUMNS = (
     "weights",
 )  # fmt: skip
 """`rule`: how the answer was found; `truncated`: at the limit of tokens; `weights`: their hash."""
-FIELDS = ("id", "prompt", "answer")
 
 
 def default_engine() -> EngineName:
@@ -186,21 +185,11 @@ def documents(files: Mapping[str, Mapping[str, str]], name: str, **_: Any) -> Ma
 
     if name not in files:
         raise ValueError(f"task {name!r} has no data file; expected one of {sorted(files)}")
-    path, kind = Path(files[name]["path"]), files[name]["kind"]
-    rows = []
-    seen: set[str] = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        row = json.loads(line)
-        missing = [field for field in FIELDS if not isinstance(row.get(field), str)]
-        if missing or row["id"] in seen:
-            problem = f"{missing} missing or not text" if missing else f"id {row['id']!r} again"
-            raise ValueError(
-                f"{path}: line {number}: {problem}; expected texts {list(FIELDS)}, ids unique"
-            )
-        seen.add(row["id"])
-        rows.append({field: row[field] for field in FIELDS} | {"kind": kind})
-    if not rows:
-        raise ValueError(f"{path}: no items; expected at least one line")
+    kind = files[name]["kind"]
+    rows = [
+        {field: item[field] for field in FIELDS} | {"kind": kind}
+        for item in read_items(Path(files[name]["path"]))
+    ]
     # Without a fingerprint of its own, the data set would hash the state of its Python objects.
     table = datasets.table.InMemoryTable.from_pylist(rows)
     return {"test": datasets.Dataset(table, fingerprint=digest(rows))}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.data.items import ITEMS_FILE, read_items, write_items
 from harness.data.pool import Pool
 from harness.experiment.config import DataConfig, PoolConfig
 from harness.experiment.progress import Progress
@@ -159,7 +160,7 @@ class Builder:
 
     def _items(self, work: Path) -> dict[str, Any]:
         from harness.data import testbed
-        from harness.data.dataset import read_items
+        from harness.data.dataset import items_from_file
 
         inputs = self.stage.inputs
         if "testbed" in inputs:
@@ -168,9 +169,8 @@ class Builder:
         elif "benchmark" in inputs:
             rows = self._benchmark_items()
         else:
-            rows = read_items(Path(self.stage.where["path"]), inputs, self._autotokenizer())
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        (work / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            rows = items_from_file(Path(self.stage.where["path"]), inputs, self._autotokenizer())
+        write_items(work / ITEMS_FILE, rows)
         return {"items": len(rows)}
 
     def _benchmark_items(self) -> list[dict[str, Any]]:
@@ -197,8 +197,7 @@ class Builder:
         def rows(stage: Stage) -> list[dict[str, Any]]:
             folder = self.store.folder(stage.kind, stage.key)
             if stage.kind == "items":
-                text = (folder / "items.jsonl").read_text(encoding="utf-8")
-                return [json.loads(line) for line in text.splitlines()]
+                return read_items(folder / ITEMS_FILE)
             pool = Pool.load(folder)
             prompts = pool.column("prompt")
             return [{"id": i, "prompt": p} for i, p in zip(pool.ids, prompts, strict=True)]

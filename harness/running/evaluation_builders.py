@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.data.items import ITEMS_FILE, read_items
 from harness.data.pool import Pool
 from harness.evaluation.backends import ProgressCallback
 from harness.evaluation.settings import Limits, Settings
@@ -133,7 +133,7 @@ class Evaluation:
     def _task(self, stage: Stage) -> Task:
         from harness.evaluation.lm_eval_bridge import Task
 
-        items = self.store.folder("items", stage.parents["items"].key) / "items.jsonl"
+        items = self.store.folder("items", stage.parents["items"].key) / ITEMS_FILE
         kind = stage.inputs.get("kind", "plain")
         return Task(stage.inputs["task"], items, kind, int(stage.inputs["max_tokens"]))
 
@@ -189,5 +189,4 @@ def _write(samples: pd.DataFrame, facts: Mapping[str, Any], work: Path) -> dict[
 def _longest_prompt(items: Path) -> int:
     """Tokens of the longest prompt, at most."""
     # A token is at least one byte, except for the few that a tokenizer adds by itself.
-    lines = items.read_text(encoding="utf-8").splitlines()
-    return max(len(json.loads(line)["prompt"].encode()) for line in lines) + 8
+    return max(len(item["prompt"].encode()) for item in read_items(items)) + 8

@@ -11,7 +11,6 @@ its findings, and only where rows are dropped do the keys of all that is made of
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -33,6 +32,7 @@ from harness.data.contamination import (
     remedy,
     told,
 )
+from harness.data.items import ITEMS_FILE, read_items
 from harness.data.pool import Pool
 from harness.experiment.config import Overlap
 from harness.experiment.stage import Stage
@@ -271,6 +271,5 @@ def _rows(stage: Stage, store: Store) -> Questions:
 
 
 def _items(stage: Stage, store: Store) -> Questions:
-    text = (_artefact(stage, store).folder / "items.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.split("\n") if line]
-    return [(row["id"], row["question"]) for row in rows]
+    items = read_items(_artefact(stage, store).folder / ITEMS_FILE)
+    return [(item["id"], item["question"]) for item in items]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.data.dataset import Report, read, read_items, render, tokenise
+from harness.data.dataset import Report, items_from_file, read, render, tokenise
 from harness.data.pool import IGNORED, Pool, collate
 from harness.experiment.config import PoolConfig
 
@@ -151,12 +151,14 @@ def test_template_must_hold_the_prompt():
 def test_task_items_from_a_file(tmp_path):
     rows = [{"q": "1+1?", "a": "Add them. #### 2"}, {"q": "2+2?", "a": "4"}]
     path = write(tmp_path / "t.jsonl", rows)
-    found = read_items(path, {"prompt": "q", "answer": "a", "template": "{prompt}\n"}, Letters())
+    found = items_from_file(
+        path, {"prompt": "q", "answer": "a", "template": "{prompt}\n"}, Letters()
+    )
     assert [item["answer"] for item in found] == ["2", "4"]
     assert (found[0]["question"], found[0]["prompt"]) == ("1+1?", "1+1?\n")
     write(path, [*rows, {"q": "", "a": "4"}])
     with pytest.raises(ValueError, match=r"empty or missing 'q': 1 \(row 3\)"):
-        read_items(path, {"prompt": "q", "answer": "a"}, Letters())
+        items_from_file(path, {"prompt": "q", "answer": "a"}, Letters())
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ itself, so that both sides make the same number of tokens.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -194,6 +193,7 @@ def _save_model(tokenizer: Any, folder: Path) -> int:
 def _in_turns(
     folder: Path, items: Sequence[Mapping[str, str]], tokens: int, threads: int, repeats: int
 ) -> dict[str, Any]:
+    from harness.data.items import write_items
     from harness.evaluation.benchmarks import benchmark
     from harness.evaluation.engine import Engine
     from harness.evaluation.lm_eval_bridge import Task
@@ -203,7 +203,7 @@ def _in_turns(
     kind = benchmark(TASK).kind
     whole, some = folder / "items.jsonl", folder / "some.jsonl"
     for path, rows in ((whole, items), (some, items[:WARM])):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_items(path, rows)
     start = time.monotonic()
     with Engine(folder / "model", Settings("vllm", 1024, threads)) as engine:
         found: dict[str, Any] = {"engine_start_s": time.monotonic() - start}

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.data.items import numbered_lines
 from harness.data.pool import Pool
 from harness.experiment.store import Store, digest
 
@@ -179,7 +180,7 @@ def _real(workload: Workload, shape: Shape, folder: Path) -> tuple[Pool, Pool]:
     tokenizer.save_pretrained(folder)
     found = []
     for name, count in (("train", workload.pool), ("test", workload.queries)):
-        lines = (data / f"gsm8k_{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = [line for _, line in numbered_lines(data / f"gsm8k_{name}.jsonl")]
         chosen = lines[:: len(lines) // count][:count]
         rows = [
             {"id": f"{name}{i}", "prompt": f"{row['question']}\n", "response": row["answer"]}
