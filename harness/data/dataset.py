@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.data.grading.plain import extract
+from harness.data.grading import extract
 from harness.data.items import numbered_lines
 from harness.data.pool import IGNORED, Pool
 from harness.experiment.config import DataConfig
@@ -242,7 +242,7 @@ def _texts(rows: list[Row | None], config: DataConfig, report: Report) -> dict[i
             report.add(problem, number)
             continue
         response = row[config.response]
-        answer = extract(response) if config.answer is None else row.get(config.answer)
+        answer = extract(response).text if config.answer is None else row.get(config.answer)
         others = {k: v for k, v in row.items() if k not in (config.prompt, config.response)}
         others.pop(config.id or "id", None)
         texts[number] = {
@@ -304,7 +304,7 @@ def items_from_file(
             "id": text["id"],
             "question": text["prompt"],
             "prompt": prompt,
-            "answer": extract(text["response"]) or text["response"],
+            "answer": extract(text["response"]).text or text["response"],
         }
         for text, prompt in zip(texts.values(), prompts, strict=True)
     ]

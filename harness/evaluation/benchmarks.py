@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.grading.extraction import Kind
+from harness.data.grading import Kind
 
 TASKS = Path(__file__).parent / "tasks"
 HOOK = re.compile(rb"!function [\w.]+\.(\w+)")

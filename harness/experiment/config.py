@@ -114,6 +114,15 @@ class PoolConfig(ComparedConfig):
         return self
 
 
+def check_decodes(decodes: int, temperature: float) -> None:
+    """Refuse several decodes at temperature 0."""
+    if decodes > 1 and temperature == 0:
+        raise ValueError(
+            f"decodes = {decodes} with temperature = 0; expected a temperature above 0, "
+            "since greedy decodes are all the same"
+        )
+
+
 class QueryConfig(ComparedConfig):
     """The query set: what influence is measured on; never an evaluation task.
 
@@ -127,11 +136,7 @@ class QueryConfig(ComparedConfig):
 
     @model_validator(mode="after")
     def _decoding(self) -> QueryConfig:
-        if self.decodes > 1 and self.temperature == 0:
-            raise ValueError(
-                f"decodes = {self.decodes} with temperature = 0; expected a temperature above 0, "
-                "since greedy decodes of one query are all the same"
-            )
+        check_decodes(self.decodes, self.temperature)
         return self
 
     @property
@@ -213,11 +218,7 @@ class EvaluateConfig(Model):
     def _decoding(self) -> EvaluateConfig:
         if len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks = {list(self.tasks)!r}; expected each task once")
-        if self.decodes > 1 and self.temperature == 0:
-            raise ValueError(
-                f"decodes = {self.decodes} with temperature = 0; expected a temperature above 0, "
-                "since greedy decodes of one item are all the same"
-            )
+        check_decodes(self.decodes, self.temperature)
         return self
 
 

@@ -175,13 +175,13 @@ class Builder:
 
     def _benchmark_items(self) -> list[dict[str, Any]]:
         from harness.data.dataset import render
-        from harness.data.grading import open_grader
+        from harness.data.grading import Grader
         from harness.evaluation.benchmarks import benchmark, make_items
 
         task = benchmark(self.stage.inputs["benchmark"])
         path = Path(self.stage.where["path"]) if "path" in self.stage.where else None
         rows = make_items(task, path)
-        grader = open_grader(task.kind)
+        grader = Grader(task.kind)
         for row in rows:
             try:
                 row["answer"] = grader.reference(row["answer"])

@@ -98,7 +98,7 @@ class Evaluation:
 
     def answers(self, stage: Stage, work: Path) -> dict[str, Any]:
         """The query set answered by a model, in `work`; its accuracy."""
-        from harness.data.grading import open_grader
+        from harness.data.grading import Grader
         from harness.data.queries import Answers
         from harness.evaluation.settings import Decoding
 
@@ -110,14 +110,11 @@ class Evaluation:
         decoding = Decoding(max_tokens=limit, **stage.inputs.get("decoding", {}))
         engine = self._engine(stage, max(map(len, prompts)) + limit, threads=1)
         completions = engine.generate(prompts, decoding)
-        grader = open_grader(queryset.inputs.get("kind", "plain"))
-        try:
+        with Grader(queryset.inputs.get("kind", "plain")) as grader:
             correct = [
                 [answer is not None and grader.grade(c.text, answer).correct for c in row]
                 for row, answer in zip(completions, queries.column("answer"), strict=True)
             ]
-        finally:
-            grader.close()
         answers = Answers(
             texts=tuple(tuple(c.text for c in row) for row in completions),
             tokens=tuple(tuple(np.asarray(c.ids, np.int32) for c in row) for row in completions),

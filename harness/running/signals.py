@@ -216,7 +216,7 @@ class Signals:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from harness.data.grading import open_grader
+        from harness.data.grading import Grader
         from harness.evaluation.engine import Engine
         from harness.evaluation.settings import Decoding, Settings
 
@@ -241,7 +241,7 @@ class Signals:
             settings = Settings(engine_name, length, device=self.device)
             with Engine(folder_in, settings) as engine:
                 completions = engine.generate(prompts, decoding)
-            grader = open_grader(self.stage.parents["pool"].inputs.get("kind", "plain"))
+            grader = Grader(self.stage.parents["pool"].inputs.get("kind", "plain"))
             try:
                 correct = [
                     [grader.grade(c.text, answer).correct for c in row]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from harness.data.grading.plain import normalise
+from harness.data.grading import normalise
 from harness.stats import MEAN, pivot
 
 FloatArray = npt.NDArray[np.float64]

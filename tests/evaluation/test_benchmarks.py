@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.data.grading import KINDS, open_grader
+from harness.data.grading import KINDS, Grader
 from harness.evaluation.benchmarks import (
     BENCHMARKS,
     LETTERS,
     benchmark,
     find_file,
     make_items,
+    task_digest,
     titles,
 )
 from harness.experiment.config import AnswerKind
@@ -35,6 +36,18 @@ def test_every_benchmark_is_pinned_and_complete() -> None:
         benchmark("gsm9k")
 
 
+def test_digests_of_task_files_are_frozen() -> None:
+    """They are part of every key of samples: a change makes all stored answers worthless."""
+    digests = {name: task_digest(name)[:12] for name in ("local", "chain_core", "gsm8k", "minerva")}
+    assert digests == {
+        "local": "31a5385ebeeb",
+        "chain_core": "92e2fb2f6788",
+        "gsm8k": "671f405e42a0",
+        "minerva": "64719befb3fa",
+    }
+    assert task_digest("of_my_own") == task_digest("local")
+
+
 def test_kinds_of_experiment_files_are_those_of_graders() -> None:
     assert set(AnswerKind.__args__) == set(KINDS)
 
@@ -48,7 +61,7 @@ def test_published_files_give_every_item(name) -> None:
     raw = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == len(raw) in task.sizes
     assert len({row["id"] for row in rows}) == len(rows)
-    grader = open_grader(task.kind)
+    grader = Grader(task.kind)
     for row, own in zip(rows, raw, strict=True):
         question = own.get("problem") or own["question"]
         assert row["question"] == question.strip()
@@ -75,7 +88,7 @@ def test_hub_items_are_asked_for_at_their_commit(monkeypatch) -> None:
         "name": task.hub, "config": None, "revision": task.revision, "split": "test",
     }  # fmt: skip
     assert rows[7]["prompt"] == f"Problem 7?\n\n{task.instruction}"
-    assert open_grader(task.kind).reference(rows[7]["answer"]) == "7"
+    assert Grader(task.kind).reference(rows[7]["answer"]) == "7"
 
 
 def test_without_the_hub_the_way_round_is_named(monkeypatch) -> None:

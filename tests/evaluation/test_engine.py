@@ -65,8 +65,8 @@ def fresh(folder: Path, settings: Settings = SETTINGS):
 @needs_vllm
 def test_on_a_cpu_every_checkpoint_gets_an_engine_of_its_own(base, tmp_path) -> None:
     other = changed(base, tmp_path / "other", 1)
-    host = EnginePool()
-    first = host.engine(base, SETTINGS)
+    pool = EnginePool()
+    first = pool.engine(base, SETTINGS)
     assert first.weights == file_digest(base / "model.safetensors")
     known = answers(first)
     recorded = first.record()
@@ -74,12 +74,12 @@ def test_on_a_cpu_every_checkpoint_gets_an_engine_of_its_own(base, tmp_path) -> 
     assert not recorded["chunked_prefill"]
     assert not recorded["prefix_caching"]
     assert (recorded["dtype"], recorded["eager"], recorded["max_length"]) == ("float32", True, 96)
-    assert host.engine(base, replace(SETTINGS, max_length=64)) is first
-    second = host.engine(other, SETTINGS)
-    assert host.started == 2
+    assert pool.engine(base, replace(SETTINGS, max_length=64)) is first
+    second = pool.engine(other, SETTINGS)
+    assert pool.started == 2
     assert second.weights == file_digest(other / "model.safetensors")
     assert answers(second) == fresh(other) != known
-    host.close()
+    pool.close()
 
 
 @needs_vllm
@@ -99,17 +99,17 @@ def test_a_swap_that_is_not_whole_is_noticed(base, tmp_path, capsys) -> None:
             super().__init__(folder, replace(settings, device="cpu"), verbose, on_progress)
             self.settings = replace(self.settings, device="cuda")
 
-    host = EnginePool(OnGpu)
+    pool = EnginePool(OnGpu)
     on_gpu = replace(SETTINGS, device="cuda", sequences=SEQUENCES["vllm", "cpu"])
-    host.engine(base, on_gpu)
-    second = host.engine(other, on_gpu)
-    assert host.started == 2
+    pool.engine(base, on_gpu)
+    second = pool.engine(other, on_gpu)
+    assert pool.started == 2
     assert "weights are not swapped in place (StaleWeightsError" in capsys.readouterr().err
     assert answers(second) == fresh(other)
-    host.engine(base, on_gpu)
-    assert host.started == 3
+    pool.engine(base, on_gpu)
+    assert pool.started == 3
     assert "not swapped" not in capsys.readouterr().err  # said once
-    host.close()
+    pool.close()
 
 
 class Scripted:
@@ -117,7 +117,7 @@ class Scripted:
 
     def __init__(self, folder, settings, verbose=False, on_progress=None):
         self.folder, self.settings, self.verbose = folder, settings, verbose
-        self.asked = settings.max_length
+        self.requested_length = settings.max_length
         self.closed = False
 
     def close(self):
@@ -143,17 +143,17 @@ def folders(tmp_path: Path, count: int) -> list[Path]:
 
 
 def test_a_proved_swap_is_used_from_then_on(tmp_path) -> None:
-    host = EnginePool(Scripted)
+    pool = EnginePool(Scripted)
     settings = Settings("vllm", 64, device="cuda")
-    engines = [host.engine(folder, settings) for folder in folders(tmp_path, 5)]
-    assert host.started == 2  # the first, and the one that the proof needs
+    engines = [pool.engine(folder, settings) for folder in folders(tmp_path, 5)]
+    assert pool.started == 2  # the first, and the one that the proof needs
     assert engines[1] is engines[4]
     assert engines[4].folder.name == "m4"
     odd = tmp_path / "odd"
     odd.mkdir()
     (odd / "config.json").write_text('{"hidden_size": 16}')
-    assert host.engine(odd, settings).folder == odd
-    assert host.started == 3
+    assert pool.engine(odd, settings).folder == odd
+    assert pool.started == 3
     assert engines[4].closed
 
 
@@ -166,14 +166,14 @@ def test_a_swap_that_answers_otherwise_than_a_new_engine_is_not_trusted(tmp_path
             made = super().generate(prompts, decoding)
             return made[:-1] if getattr(self, "lies", False) else made
 
-    host = EnginePool(Liar)
+    pool = EnginePool(Liar)
     settings = Settings("vllm", 64, device="cuda")
     for folder in folders(tmp_path, 4):
-        engine = host.engine(folder, settings)
+        engine = pool.engine(folder, settings)
         assert engine.folder == folder
         assert not hasattr(engine, "lies")
-    assert host.started == 4
-    assert "answered otherwise than by a new engine" in capsys.readouterr().err
+    assert pool.started == 4
+    assert "not answered as by a new engine" in capsys.readouterr().err
 
 
 @needs_vllm
@@ -196,14 +196,14 @@ def test_adapters_share_one_engine_and_never_mix(base, tmp_path) -> None:
         shutil.copytree(base, folder, dirs_exist_ok=True)
         adapted.merge_and_unload().save_pretrained(folder)
         checkpoints.append(folder)
-    host = EnginePool()
+    pool = EnginePool()
     served = []
     for folder in [*checkpoints, checkpoints[0]]:
-        engine = host.engine(folder, SETTINGS, base=base)
+        engine = pool.engine(folder, SETTINGS, base=base)
         served.append(answers(engine))
         assert engine.weights == weights_digest(base, folder / ADAPTER)
-    assert host.started == 1
-    host.close()
+    assert pool.started == 1
+    pool.close()
     assert served[3] == served[0]
     assert len({str(rows) for rows in served}) == 3
     for folder, rows in zip(checkpoints, served, strict=False):
@@ -255,7 +255,7 @@ def test_out_of_memory_is_tried_with_fewer_sequences(base, monkeypatch, capsys) 
         assert engine.settings.sequences == 4
         assert engine.settings.record()["sequences"] == 4
         assert len(answers(engine)) == len(PROMPTS)
-    assert "out of memory with 64 sequences together; trying 16" in capsys.readouterr().err
+    assert "out of memory with 64 sequences at once; trying 16" in capsys.readouterr().err
 
     def too_small(folder, settings, verbose=False):
         raise MemoryError

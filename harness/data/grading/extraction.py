@@ -5,22 +5,27 @@ with "A:", "Answer:" or "Final answer:"; the one that stands last in the respons
 any, it is the last "answer is" with an answer behind it ("so our answer is correct" has none where
 a number is asked for), and without that the last number, or the last letter of a choice. Time grows
 linearly with the response, whatever it holds.
+
+Plain answers (of the testbed and of files without a kind) have simpler rules: the answer follows
+the last `####`, else it stands in the last `\boxed{}`, else it is the last number.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-Kind = Literal["number", "math", "choice"]
-"""A number; any mathematical object; the letter of a choice."""
-
+Kind = Literal["plain", "number", "math", "choice"]
+"""A short text or number, by simpler rules; a number; a mathematical object; a choice's letter."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+MARK = "####"
+"""What the final answer follows in GSM8K and in the testbed."""
 NONE = "none"
 LINE = 2000
 """Characters behind a mark that are looked at."""
 _MARKS = (
-    ("####", re.compile(r"####")),
+    (MARK, re.compile(MARK)),
     (
         "answer:",
         re.compile(r"^[ \t>*_#]*(?:the\s+)?(?:final\s+)?(?:answer|A)[*_]*:", re.IGNORECASE | re.M),
@@ -33,6 +38,8 @@ _NUMBER = re.compile(
     r"(?:(?<![\w)\]}])[-\u2212]\s?)?[$£€]?(?:\d{1,3}(?:,\d{3})+(?![\d,]|\.\d*,)|\d+)(?:\.\d+)?"
     r"|(?:(?<![\w)\]}])[-\u2212]\s?)?(?<!\d)\.\d+"
 )
+_PLAIN_NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
+_PLAIN_BOX = re.compile(r"\\boxed\s*\{")
 _LETTER = re.compile(r"(?<![A-Za-z\\])\(?([A-J])\)?(?![A-Za-z'])")
 
 
@@ -44,11 +51,13 @@ class Extracted:
     rule: str
 
 
-def extract(response: str, kind: Kind) -> Extracted:
+def extract(response: str, kind: Kind = "plain") -> Extracted:
     """The final answer of `response`; `rule` is a mark, "last number", "last letter" or "none"."""
-    found = _marked(response)
-    if found is not None:
-        text, rule = found
+    if kind == "plain":
+        return _plain(response)
+    marked = _marked(response)
+    if marked is not None:
+        text, rule = marked
         if rule == "boxed" and kind != "choice":
             numbers = _NUMBER.findall(text) if kind == "number" else []
             return Extracted(numbers[0] if len(numbers) == 1 else text.strip() or None, rule)
@@ -87,18 +96,18 @@ def _marked(response: str) -> tuple[str, str] | None:
 def _last_box(response: str) -> tuple[int, int] | None:
     """Start and end of the content of the last complete box, in one reading."""
     open_: list[int | None] = []
-    found: tuple[int, int] | None = None
+    box: tuple[int, int] | None = None
     for token in _TOKEN.finditer(response):
         text = token.group()
         if text == "}":
             start = open_.pop() if open_ else None
-            if start is not None and (found is None or start > found[0]):
-                found = (start, token.start())
+            if start is not None and (box is None or start > box[0]):
+                box = (start, token.start())
         elif text == "{":
             open_.append(None)
         elif text.endswith("{") and "boxed" in text:
             open_.append(token.end())
-    return found
+    return box
 
 
 def _unmarked(response: str, kind: Kind) -> Extracted:
@@ -126,3 +135,29 @@ def _sentence(line: str) -> str:
     if formula is not None and not line[: formula.start()].strip(" :"):
         return next(group for group in formula.groups() if group is not None).strip()
     return re.split(r"\.(?:\s|$)", line, maxsplit=1)[0].strip()
+
+
+def _plain(response: str) -> Extracted:
+    """No text where a mark is there with nothing behind it."""
+    _, mark, after = response.rpartition(MARK)
+    if mark:
+        lines = after.strip().splitlines()
+        return Extracted(lines[0].strip() or None if lines else None, MARK)
+    boxed = _plain_box(response)
+    if boxed is not None:
+        return Extracted(boxed or None, "boxed")
+    numbers = _PLAIN_NUMBER.findall(response)
+    return Extracted(numbers[-1], "last number") if numbers else Extracted(None, NONE)
+
+
+def _plain_box(response: str) -> str | None:
+    r"""Content of the last complete `\boxed{...}`, braces inside it matched."""
+    for start in reversed([match.end() for match in _PLAIN_BOX.finditer(response)]):
+        depth = 1
+        for end in range(start, len(response)):
+            if response[end - 1] == "\\" and response[end] in "{}":
+                continue
+            depth += {"{": 1, "}": -1}.get(response[end], 0)
+            if depth == 0:
+                return response[start:end].strip()
+    return None

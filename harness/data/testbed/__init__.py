@@ -4,19 +4,21 @@ Small enough to train on two processor cores. It checks the pipeline and the mec
 selectors; it is not evidence about any real language model or data set.
 """
 
-from harness.data.testbed.base import BASES, BaseSpec, train_base
-from harness.data.testbed.chains import Verdict, canonical, verify
-from harness.data.testbed.pool import (
+from harness.data.testbed.base import BASES, BaseSpec, build_tokenizer, train_base
+from harness.data.testbed.chains import canonical
+from harness.data.testbed.sets import (
     CORRECT,
     QUALITY,
     SHARES,
+    TASKS,
     PoolSpec,
     anti_oracle_order,
+    check_disjoint,
     make_pool,
+    make_queries,
+    make_task,
     oracle_order,
 )
-from harness.data.testbed.tasks import TASKS, check_disjoint, make_queries, make_task
-from harness.data.testbed.tokenizer import build_tokenizer
 
 __all__ = [
     "BASES",
@@ -26,7 +28,6 @@ __all__ = [
     "TASKS",
     "BaseSpec",
     "PoolSpec",
-    "Verdict",
     "anti_oracle_order",
     "build_tokenizer",
     "canonical",
@@ -36,5 +37,4 @@ __all__ = [
     "make_task",
     "oracle_order",
     "train_base",
-    "verify",
 ]

@@ -1,4 +1,4 @@
-"""Pre-training of the testbed's base model: it can follow chains, and has never seen a product.
+"""The testbed's tokenizer and base model, which can follow chains and has never seen a product.
 
 Qwen2 architecture, so that transformers, peft and vLLM all run it. Problems are generated on the
 fly, with + and - only, by a curriculum of growing length; without it a model of this size takes
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.data.testbed.chains import draw, draw_from, solution
-from harness.data.testbed.tokenizer import CONTEXT, build_tokenizer
+from harness.data.testbed.chains import MARK, draw, draw_from, solution
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +24,10 @@ if TYPE_CHECKING:
 
 Example = tuple[list[int], list[int]]  # prompt, response
 Progress = Callable[..., Iterable[Any]]
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+ALPHABET = "\n 0123456789abcdefghijklmnopqrstuvwxyz+-*=,;?#"
+CONTEXT = 256  # positions that a testbed model has
+_BYTE_LEVEL = {"\n": "Ċ", " ": "Ġ"}  # how the byte-level alphabet writes white space
 # Until this share of the steps, draw up to so many hops (n hops with a chance proportional to n).
 _CURRICULUM = ((0.15, 2), (0.35, 3), (1.0, 6))
 # A batch mixes lengths, or accuracy goes up and down with the length trained last; it is padded in
@@ -50,6 +53,32 @@ BASES = {
     "tiny": BaseSpec(layers=2, hidden=64, heads=2, steps=200),
     "small": BaseSpec(),
 }
+
+
+def build_tokenizer(folder: Path) -> None:
+    """Write the tokenizer's files: one token per character, and one for the answer mark.
+
+    Transformers gives every checkpoint of Qwen2 architecture Qwen2's own way of splitting text,
+    whatever class and splitting the tokenizer files name; a plain character tokenizer loses all its
+    spaces there. So this is a Qwen2 tokenizer: byte level, without a single merge. It adds no
+    special tokens and decodes to exactly the text it was given; characters outside of `ALPHABET`
+    are an error of the caller, since byte-level tokenizers drop them.
+    """
+    from tokenizers import AddedToken
+    from transformers import Qwen2Tokenizer
+
+    tokens = (PAD, EOS, UNKNOWN, MARK, *(_BYTE_LEVEL.get(c, c) for c in ALPHABET))
+    tokenizer = Qwen2Tokenizer(
+        vocab={token: i for i, token in enumerate(tokens)},
+        merges=[],
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
+        model_max_length=CONTEXT,
+    )
+    tokenizer.add_tokens([AddedToken(MARK, normalized=False, special=False)])
+    tokenizer.save_pretrained(folder)
 
 
 def train_base(spec: BaseSpec, folder: Path, progress: Progress) -> dict[str, Any]:

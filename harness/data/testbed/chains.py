@@ -1,4 +1,4 @@
-"""Chains of arithmetic modulo ten: problems, their worked solutions, and a verifier.
+"""Chains of arithmetic modulo ten: problems and their worked solutions.
 
 A problem defines variables one after another and asks for the last one:
 `c=3,y=c*2,e=y+9;e?`, worked out as `c=3 y=3*2=6 e=6+9=5 #### 5`. Every definition of the chain
@@ -37,7 +37,6 @@ SPLITS: Mapping[str, range] = {
 }
 _RESIDUES = 16
 _DEFINITION = re.compile(r"([a-z])=([a-z0-9])(?:([-+*])([a-z0-9]))?")
-_STEP = re.compile(r"([a-z])=(?:(\d)([-+*])(\d)=)?(\d)")
 
 Fault = Callable[[int, str, int], int | None]
 
@@ -187,13 +186,12 @@ def draw(
     weights: Sequence[float] | None = None,
     require: str = "",
     distractors: int = 0,
-    shuffled: bool = False,
 ) -> Problem:
     """Draw a problem with exactly `hops` operations on the way to the question.
 
     A definition takes the one before and a digit with chance `PREVIOUS`, else an earlier one and
     the one before. `require` names an operator that occurs at least once. Distractors stand
-    anywhere in the text; `shuffled` puts all definitions in random order.
+    anywhere in the text.
     """
     if not 1 <= hops <= len(LETTERS) - 1 - distractors:
         raise ValueError(
@@ -221,8 +219,6 @@ def draw(
         source = text[int(rng.integers(place))].name
         operator = operators[int(rng.integers(len(operators)))]
         text.insert(place, Definition(name, source, operator, str(rng.integers(2, MODULUS))))
-    if shuffled:
-        text = [text[i] for i in rng.permutation(len(text))]
     return Problem(tuple(text), names[hops])
 
 
@@ -266,61 +262,3 @@ def draw_from(split: str, make: Callable[[], Problem]) -> Problem:
 def is_off_topic(prompt: str) -> bool:
     """Return whether a prompt is one of the string exercises."""
     return prompt.partition(" ")[0] in OFF_TOPIC
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the verifier found in a response."""
-
-    well_formed: bool  # every step could be read, every needed variable is worked out
-    steps_ok: bool  # well formed, operands taken from the trace, arithmetic right throughout
-    answer_ok: bool  # the stated answer is the true one
-    follows: bool  # the stated answer is what the trace ends with
-    wrong_steps: tuple[str, ...]  # steps with false arithmetic or false operands, as written
-
-
-def verify(prompt: str, response: str) -> Verdict:
-    """Check every step of a response and its answer."""
-    trace, mark, stated = response.rpartition(MARK)
-    if is_off_topic(prompt):
-        word, _, argument = prompt.removesuffix("?").partition(" ")
-        right = OFF_TOPIC[word](argument)
-        fine = bool(mark) and trace == right
-        return Verdict(bool(mark), fine, stated == right, stated == trace, () if fine else (trace,))
-    problem = parse(prompt)
-    definitions = {d.name: d for d in problem.definitions}
-    values: dict[str, int] = {}
-    wrong: list[str] = []
-    readable = bool(mark)
-    for text in trace.split(" "):
-        match = _STEP.fullmatch(text)
-        if match is None or match[1] not in definitions:
-            readable = False
-            continue
-        if not _step_holds(definitions[match[1]], match, values):
-            wrong.append(text)
-        values[match[1]] = int(match[5])
-    well_formed = readable and all(d.name in values for d in problem.needed)
-    return Verdict(
-        well_formed,
-        well_formed and not wrong,
-        stated == str(problem.answer),
-        stated == str(values.get(problem.asked)),
-        tuple(wrong),
-    )
-
-
-def _step_holds(definition: Definition, match: re.Match[str], values: Mapping[str, int]) -> bool:
-    name, left, operator, right, value = match.groups()
-    if operator is None:  # a given digit, or a value restated
-        given = None if definition.operator else int(definition.left)
-        return int(value) == values.get(name, given)
-    operands = [
-        values.get(term) if term.isalpha() else int(term)
-        for term in (definition.left, definition.right or "0")
-    ]
-    return (
-        operator == definition.operator
-        and operands == [int(left), int(right)]
-        and int(value) == compute(int(left), operator, int(right))
-    )

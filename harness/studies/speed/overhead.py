@@ -151,11 +151,11 @@ def _tokenizer(asked: Path | None) -> Any:
 def _items(data: Path, tokenizer: Any, count: int | None) -> list[dict[str, str]]:
     """What a run would ask: question, instruction, template; bare reference answers."""
     from harness.data.dataset import render
-    from harness.data.grading import open_grader
+    from harness.data.grading import Grader
     from harness.evaluation.benchmarks import benchmark, make_items
 
     rows = make_items(benchmark(TASK), data)[:count]
-    grader = open_grader(benchmark(TASK).kind)
+    grader = Grader(benchmark(TASK).kind)
     prompts = render([row["prompt"] for row in rows], None, tokenizer)
     made = [
         {"id": row["id"], "prompt": prompt, "answer": grader.reference(row["answer"])}

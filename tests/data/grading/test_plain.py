@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from harness.data.grading.plain import extract, is_correct, normalise
+from harness.data.grading import Grader, normalise
+from harness.data.grading import extract as extract_kind
+
+
+def extract(response: str) -> str | None:
+    return extract_kind(response, "plain").text
+
+
+def is_correct(response: str, answer: str) -> bool:
+    return Grader("plain").grade(response, answer).correct
 
 
 @pytest.mark.parametrize(

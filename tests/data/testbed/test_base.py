@@ -8,9 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.data.testbed import BASES, TASKS, PoolSpec, make_pool, make_task, verify
-from harness.data.testbed.base import BaseSpec, _example, train_base
-from harness.data.testbed.tokenizer import ALPHABET, CONTEXT, build_tokenizer
+from harness.data.testbed import BASES, TASKS, PoolSpec, make_pool, make_task
+from harness.data.testbed.base import (
+    ALPHABET,
+    CONTEXT,
+    BaseSpec,
+    _example,
+    build_tokenizer,
+    train_base,
+)
 
 MICRO = BaseSpec(layers=1, hidden=32, heads=1, steps=6, batch=4, learning_rate=1e-2, threads=1)
 
@@ -124,7 +130,7 @@ def test_checkpoint_folder_gives_the_same_tokens_as_training_saw(
         assert saved.decode(saved(text)["input_ids"]) == text
 
 
-def test_base_is_never_told_a_product(tokenizer: Any) -> None:
+def test_base_is_never_told_a_product(tokenizer: Any, verify) -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         prompt, response = _example(rng, 5, tokenizer)

@@ -12,7 +12,6 @@ from harness.data.testbed.chains import (
     parse,
     solution,
     split_of,
-    verify,
 )
 
 PROMPT = "c=3,y=c*2,e=y+9;e?"
@@ -72,6 +71,7 @@ def test_verdicts_by_hand(
     answer_ok: bool,
     follows: bool,
     wrong: tuple[str, ...],
+    verify,
 ) -> None:
     verdict = verify(PROMPT, response)
     assert verdict.well_formed is well_formed
@@ -90,7 +90,7 @@ def test_verdicts_by_hand(
         ("sort dcab?", "dcab #### dcab", False),
     ],
 )
-def test_off_topic_verdicts(prompt: str, response: str, fine: bool) -> None:
+def test_off_topic_verdicts(prompt: str, response: str, fine: bool, verify) -> None:
     verdict = verify(prompt, response)
     assert (verdict.steps_ok, verdict.answer_ok) == (fine, fine)
 
@@ -121,8 +121,8 @@ def test_circular_problem_is_refused() -> None:
 
 
 @pytest.mark.parametrize("hops", [1, 3, 6])
-@pytest.mark.parametrize("options", [{}, {"distractors": 2}, {"distractors": 1, "shuffled": True}])
-def test_drawn_problems_take_exactly_the_hops(hops: int, options: dict[str, int]) -> None:
+@pytest.mark.parametrize("options", [{}, {"distractors": 2}, {"distractors": 1}])
+def test_drawn_problems_take_exactly_the_hops(hops: int, options: dict[str, int], verify) -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         problem = draw(rng, hops, require="*", **options)  # type: ignore[arg-type]

@@ -3,8 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from harness.data.testbed.chains import canonical, is_off_topic, parse, verify
-from harness.data.testbed.pool import (
+from harness.data.testbed.chains import canonical, is_off_topic, parse
+from harness.data.testbed.sets import (
     CORRECT,
     QUALITY,
     SHARES,
@@ -76,7 +76,7 @@ def test_position_does_not_tell_the_class(rows: list[Row]) -> None:
 
 
 @pytest.mark.parametrize("quality", sorted(CORRECT))
-def test_correct_classes_pass_the_verifier(rows: list[Row], quality: str) -> None:
+def test_correct_classes_pass_the_verifier(rows: list[Row], quality: str, verify) -> None:
     for row in of(rows, quality):
         verdict = verify(row["prompt"], row["response"])
         assert verdict.steps_ok
@@ -105,7 +105,7 @@ def test_near_duplicates_are_renamed_copies_of_few_seeds(rows: list[Row]) -> Non
     assert not others & set(forms)
 
 
-def test_wrong_steps_are_propagated_to_a_wrong_answer(rows: list[Row]) -> None:
+def test_wrong_steps_are_propagated_to_a_wrong_answer(rows: list[Row], verify) -> None:
     for row in of(rows, "wrong-step"):
         verdict = verify(row["prompt"], row["response"])
         assert verdict.well_formed
@@ -115,7 +115,7 @@ def test_wrong_steps_are_propagated_to_a_wrong_answer(rows: list[Row]) -> None:
         assert not verdict.answer_ok
 
 
-def test_unfaithful_traces_are_wrong_and_state_the_right_answer(rows: list[Row]) -> None:
+def test_unfaithful_traces_are_wrong_and_state_the_right_answer(rows: list[Row], verify) -> None:
     for row in of(rows, "unfaithful"):
         verdict = verify(row["prompt"], row["response"])
         assert len(verdict.wrong_steps) == 1
@@ -123,7 +123,7 @@ def test_unfaithful_traces_are_wrong_and_state_the_right_answer(rows: list[Row])
         assert not verdict.follows
 
 
-def test_flipped_answers_follow_right_steps(rows: list[Row]) -> None:
+def test_flipped_answers_follow_right_steps(rows: list[Row], verify) -> None:
     for row in of(rows, "wrong-answer"):
         verdict = verify(row["prompt"], row["response"])
         assert verdict.steps_ok
@@ -139,14 +139,14 @@ def test_verbose_examples_work_out_distractors_and_restate(rows: list[Row]) -> N
         assert len(words) == len(problem.definitions) + len(problem.needed)
 
 
-def test_off_topic_examples_are_string_exercises(rows: list[Row]) -> None:
+def test_off_topic_examples_are_string_exercises(rows: list[Row], verify) -> None:
     for row in of(rows, "off-topic"):
         assert is_off_topic(row["prompt"])
         assert verify(row["prompt"], row["response"]).answer_ok
         assert row["steps"] == 0
 
 
-def test_systematic_errors_are_always_the_same_wrong_fact() -> None:
+def test_systematic_errors_are_always_the_same_wrong_fact(verify) -> None:
     facts: dict[tuple[int, int], set[int]] = {}
     for row in make_pool(PoolSpec(SIZE, "systematic", seed=5)):
         if row["quality"] in ("wrong-step", "unfaithful"):
@@ -160,7 +160,7 @@ def test_systematic_errors_are_always_the_same_wrong_fact() -> None:
     assert all(values == {(a * b + 1) % 10} for (a, b), values in facts.items())
 
 
-def test_random_errors_vary() -> None:
+def test_random_errors_vary(verify) -> None:
     shifts = Counter()
     for row in make_pool(PoolSpec(1000, "random", seed=5)):
         if row["quality"] in ("wrong-step", "unfaithful"):
@@ -170,7 +170,7 @@ def test_random_errors_vary() -> None:
     assert max(shifts.values()) < 0.25 * sum(shifts.values())
 
 
-def test_clean_pool_has_no_wrong_response() -> None:
+def test_clean_pool_has_no_wrong_response(verify) -> None:
     for row in make_pool(PoolSpec(SIZE, "none", seed=3)):
         verdict = verify(row["prompt"], row["response"])
         assert verdict.steps_ok

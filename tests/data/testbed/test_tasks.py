@@ -1,8 +1,14 @@
 import pytest
 
-from harness.data.testbed.chains import canonical, parse, verify
-from harness.data.testbed.pool import PoolSpec, make_pool
-from harness.data.testbed.tasks import TASKS, check_disjoint, make_queries, make_task
+from harness.data.testbed.chains import canonical, parse
+from harness.data.testbed.sets import (
+    TASKS,
+    PoolSpec,
+    check_disjoint,
+    make_pool,
+    make_queries,
+    make_task,
+)
 
 HOPS = {
     "chain_core": {3, 4, 5},
@@ -13,7 +19,7 @@ HOPS = {
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_items_are_what_the_task_says(name: str) -> None:
+def test_items_are_what_the_task_says(name: str, verify) -> None:
     rows = make_task(name, 60, seed=0)
     assert rows == make_task(name, 60, seed=0)
     assert rows != make_task(name, 60, seed=1)
