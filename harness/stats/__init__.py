@@ -1,27 +1,39 @@
-"""Statistics of a benchmark: intervals, paired tests and corrections.
+"""Statistics of a benchmark: intervals, paired tests, corrections and power, on arrays.
 
-`summarise` turns long outcomes (by seed, item and decode) into the table of results. Beneath it:
-`estimate` (two-way interval), `difference` (paired, to a reference), `holm` and
-`benjamini_hochberg`, `bootstrap` (crossed, the second method), `scores` (items in clusters).
-Undefined numbers are nan, never 0.
+`family` leads from outcomes to verdicts: `summarise` for an experiment, `compare` and `corrected`
+for anything else. Beneath it: `pivot` (long outcomes by row, seed and item), `estimate` (two-way
+interval), `difference` (paired, to a reference), `holm` and `benjamini_hochberg`, `bootstrap`
+(crossed, the second method), `scores` (items in clusters). Undefined numbers are nan, never 0.
 """
 
-from harness.stats.bootstrap import Bootstrap, bootstrap, interquartile_mean, replicate
 from harness.stats.cluster import blocks, scores
-from harness.stats.grid import COLUMNS, Grid, Outcome, pivot
-from harness.stats.interval import Estimate, MeanSquares, Spread, estimate, mean_squares, wilson
-from harness.stats.multiple import benjamini_hochberg, holm
+from harness.stats.family import (
+    MEAN,
+    SUMMARY_COLUMNS,
+    Comparison,
+    Sides,
+    benjamini_hochberg,
+    compare,
+    corrected,
+    holm,
+    rival,
+    summarise,
+)
+from harness.stats.grid import Grid, LeftOut, Outcome, pivot
+from harness.stats.interval import Estimate, Spread, estimate, mean_squares, spread, wilson
 from harness.stats.paired import (
+    DELTAS,
     Difference,
-    Verdict,
     aligned,
     common_seeds,
+    detectable,
     difference,
     improvement,
     mcnemar,
+    seeds_needed,
     sign_flip,
 )
-from harness.stats.power import detectable, seeds_needed
+from harness.stats.resampling import Bootstrap, bootstrap, interquartile_mean, replicate
 from harness.stats.set_overlap import (
     jaccard,
     overlap_of_random,
@@ -29,44 +41,12 @@ from harness.stats.set_overlap import (
     rank_correlation,
     stability,
 )
-from harness.stats.summary import MEAN, SUMMARY_COLUMNS, rival, summarise
 
 __all__ = [
-    "COLUMNS",
-    "MEAN",
-    "SUMMARY_COLUMNS",
-    "Bootstrap",
-    "Difference",
-    "Estimate",
-    "Grid",
-    "MeanSquares",
-    "Outcome",
-    "Spread",
-    "Verdict",
-    "aligned",
-    "benjamini_hochberg",
-    "blocks",
-    "bootstrap",
-    "common_seeds",
-    "detectable",
-    "difference",
-    "estimate",
-    "holm",
-    "improvement",
-    "interquartile_mean",
-    "jaccard",
-    "mcnemar",
-    "mean_squares",
-    "overlap_of_random",
-    "pivot",
-    "placements",
-    "rank_correlation",
-    "replicate",
-    "rival",
-    "scores",
-    "seeds_needed",
-    "sign_flip",
-    "stability",
-    "summarise",
-    "wilson",
-]
+    "DELTAS", "MEAN", "SUMMARY_COLUMNS", "Bootstrap", "Comparison", "Difference", "Estimate",
+    "Grid", "LeftOut", "Outcome", "Sides", "Spread", "aligned", "benjamini_hochberg", "blocks",
+    "bootstrap", "common_seeds", "compare", "corrected", "detectable", "difference", "estimate",
+    "holm", "improvement", "interquartile_mean", "jaccard", "mcnemar", "mean_squares",
+    "overlap_of_random", "pivot", "placements", "rank_correlation", "replicate", "rival", "scores",
+    "seeds_needed", "sign_flip", "spread", "stability", "summarise", "wilson",
+]  # fmt: skip

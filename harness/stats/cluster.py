@@ -25,9 +25,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from harness.stats.grid import FloatArray, seed_means
+from harness.stats.grid import FloatArray, IntArray, seed_means
 
 Clusters = Mapping[str, Sequence[str]]
 
@@ -42,12 +41,9 @@ def blocks(tasks: Sequence[str], clusters: Clusters | None) -> list[list[str]]:
     return [list(tasks)] if together else [[task] for task in tasks]
 
 
-def codes(labels: Sequence[str]) -> npt.NDArray[np.int64]:
+def codes(labels: Sequence[str]) -> IntArray:
     """Clusters as numbers from 0, in sorted order."""
-    found: npt.NDArray[np.int64] = np.unique(np.asarray(labels, dtype=object), return_inverse=True)[
-        1
-    ]
-    return found
+    return np.unique(np.asarray(labels, dtype=object), return_inverse=True)[1].astype(np.int64)
 
 
 def scores(tables: Mapping[str, FloatArray], clusters: Clusters) -> FloatArray:
@@ -59,12 +55,12 @@ def scores(tables: Mapping[str, FloatArray], clusters: Clusters) -> FloatArray:
     code = codes([label for task in tables for label in clusters[task]])
     n_clusters = int(code.max()) + 1
     means = seed_means(tables)
-    found = np.zeros((len(means), n_clusters))
+    sums = np.zeros((len(means), n_clusters))
     start = 0
     for table in tables.values():
         part = code[start : start + table.shape[1]]
         start += table.shape[1]
         rest = (table - table.mean(axis=1, keepdims=True)) / (table.shape[1] * len(tables))
         for seed, line in enumerate(rest):
-            found[seed] += np.bincount(part, weights=line, minlength=n_clusters)
-    return found * n_clusters + means[:, None]
+            sums[seed] += np.bincount(part, weights=line, minlength=n_clusters)
+    return sums * n_clusters + means[:, None]

@@ -171,14 +171,14 @@ class Spread:
             return self._reached()
         if abs(self.mean) < math.sqrt(_ZERO):
             return 1.0
-        smallest = min(one.size for one in self.strata if abs(one.mean) >= math.sqrt(_ZERO))
+        smallest = min(x.size for x in self.strata if abs(x.mean) >= math.sqrt(_ZERO))
         return float(min(1.0, 2.0 * 0.5**smallest))
 
     def _reached(self) -> float:
         """The alpha with `half(alpha) = |mean|`, between those of the part with fewest and most."""
         statistic = abs(self.mean) / self.se
-        frees = [part.df for part in self.parts if part.variance > 0.0]
-        low, high = (float(2.0 * stats.t.sf(statistic, df)) for df in (max(frees), min(frees)))
+        dfs = [part.df for part in self.parts if part.variance > 0.0]
+        low, high = (float(2.0 * stats.t.sf(statistic, df)) for df in (max(dfs), min(dfs)))
         if low == high:
             return low
         return math.exp(
@@ -216,26 +216,25 @@ def estimate(outcome: Outcome, alpha: float = 0.05) -> Estimate:
     One seed: items only. Wilson when a task has fewer than 200 items, else t. Constant tables (all
     right, say) have no spread to see; they get Wilson's bound on items, never a width of zero.
     """
-    found = spread(outcome.tables, fixed=outcome.fixed, clusters=outcome.clusters)
-    low, high = found.interval(alpha)
+    around = spread(outcome.tables, clusters=outcome.clusters)
+    low, high = around.interval(alpha)
     means = outcome.seed_means
     return Estimate(
-        mean=found.mean,
+        mean=around.mean,
         ci_low=low,
         ci_high=high,
         sd_seeds=float(means.std(ddof=1)) if means.size > 1 else math.nan,
         n_seeds=means.size,
         n_items=sum(table.shape[1] for table in outcome.tables.values()),
-        se=found.se,
-        method=found.method,
-        note=describe(found, means.size, outcome.fixed),
+        se=around.se,
+        method=around.method,
+        note=describe(around, means.size, outcome.fixed),
     )
 
 
 def spread(
     tables: Mapping[str, FloatArray],
     *,
-    fixed: bool = False,
     differences: bool = False,
     clusters: Clusters | None = None,
 ) -> Spread:
@@ -248,7 +247,7 @@ def spread(
     count = len({c for task in tables for c in clusters[task]}) if clusters is not None else 0
     low = -1.0 if differences else 0.0
     mean = float(seed_means(tables).mean())
-    if all(one.constant for one in strata):
+    if all(stratum.constant for stratum in strata):
         return Spread(mean, (), CONSTANT, strata, low, count)
     units = _units(tables, clusters)
     if n_seeds == 1:
@@ -268,44 +267,41 @@ def _units(
     """Tables of independent columns, items or clusters, and the share of each in the mean."""
     if clusters is None:
         return [(table, 1.0 / len(tables)) for table in tables.values()]
-    found = []
+    units = []
     for block in blocks(list(tables), clusters):
         part = {task: tables[task] for task in block}
         table = scores(part, clusters)
         if np.ptp(table - table.mean(axis=1, keepdims=True)) < math.sqrt(_ZERO):
             # All clusters have the same mean although their items differ: only items show a spread.
-            found += [(one, 1.0 / len(tables)) for one in part.values()]
+            units += [(by_item, 1.0 / len(tables)) for by_item in part.values()]
         else:
-            found.append((table, len(block) / len(tables)))
-    return found
+            units.append((table, len(block) / len(tables)))
+    return units
 
 
 def _items_only(
-    tables: Mapping[str, FloatArray], units: list[tuple[FloatArray, float]], found: Spread
+    tables: Mapping[str, FloatArray], units: list[tuple[FloatArray, float]], bare: Spread
 ) -> Spread:
-    """One seed: the spread between items, stratified by task; `found` says what is known of it."""
-    own = np.array([table[0].var(ddof=1) / table.shape[1] for table, _ in units])
-    parts = own * np.array([share**2 for _, share in units])
-    frees = np.array([table.shape[1] - 1 for table, _ in units])
-    found = dataclasses.replace(found, parts=(_pooled(parts, frees),))
+    """One seed: `bare` with the spread between items, stratified by task."""
+    variances = np.array([table[0].var(ddof=1) / table.shape[1] for table, _ in units])
+    parts = variances * np.array([share**2 for _, share in units])
+    dfs = np.array([table.shape[1] - 1 for table, _ in units])
+    result = dataclasses.replace(bare, parts=(_pooled(parts, dfs),))
     few = min(table.shape[1] for table, _ in units) < WILSON_ITEMS
-    if found.low == 0.0 and few and len(units) == len(tables):
-        strata = found.strata
-        if found.clusters:
-            strata = tuple(
-                _effective(one, variance, table.shape[1], free)
-                for one, variance, table, free in zip(
-                    strata, own, tables.values(), frees, strict=True
-                )
-            )
-        return dataclasses.replace(found, method=WILSON, strata=strata)
-    return found
+    if result.low == 0.0 and few and len(units) == len(tables):
+        strata = result.strata
+        if result.clusters:
+            sizes = [table.shape[1] for table in tables.values()]
+            each = zip(strata, variances, sizes, dfs, strict=True)
+            strata = tuple(_effective(*stratum) for stratum in each)
+        return dataclasses.replace(result, method=WILSON, strata=strata)
+    return result
 
 
-def _pooled(variances: FloatArray, frees: FloatArray) -> Part:
+def _pooled(variances: FloatArray, dfs: FloatArray) -> Part:
     """The sum of independent variances, with Satterthwaite's degrees of freedom."""
-    total, squares = float(variances.sum()), float((variances**2 / frees).sum())
-    return Part(total, total**2 / squares if squares > 0.0 else float(frees.min()))
+    total, squares = float(variances.sum()), float((variances**2 / dfs).sum())
+    return Part(total, total**2 / squares if squares > 0.0 else float(dfs.min()))
 
 
 def _effective(stratum: Stratum, variance: float, n_items: int, df: int) -> Stratum:
@@ -343,18 +339,18 @@ def _two_way(
     return seeds, items
 
 
-def describe(found: Spread, n_seeds: int, fixed: bool = False) -> str:
+def describe(around: Spread, n_seeds: int, fixed: bool = False) -> str:
     """What an interval leaves out, in words; empty where nothing."""
     notes = []
     if n_seeds == 1:
         notes.append(ONE_CHECKPOINT if fixed else ONE_SEED)
-    if found.clusters:
-        notes.append(f"items in {found.clusters} clusters")
-    constant = sum(one.constant for one in found.strata)
-    if found.method == CONSTANT:
+    if around.clusters:
+        notes.append(f"items in {around.clusters} clusters")
+    constant = sum(stratum.constant for stratum in around.strata)
+    if around.method == CONSTANT:
         notes.append("no spread seen")
     elif constant:
-        notes.append(f"{constant} of {len(found.strata)} tasks constant")
+        notes.append(f"{constant} of {len(around.strata)} tasks constant")
     return "; ".join(notes)
 
 

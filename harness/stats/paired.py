@@ -1,4 +1,4 @@
-"""Paired differences to a reference on the same seeds and items, and their tests.
+"""Paired differences to a reference on the same seeds and items: intervals, tests and power.
 
 `p` belongs to the two-way interval of the table of differences: it speaks about new seeds and new
 items of the same kind. `p_sign_flip` speaks about these items only and needs no model; with R seeds
@@ -8,8 +8,9 @@ it cannot go below `p_floor` = 2/2^R, which is shown beside it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ Verdict = Literal["better", "worse", "tie", "reference", "not tested"]
 MCNEMAR = "exact McNemar"
 #: Up to this many seeds all 2^R sign flips are counted; beyond it they are sampled.
 EXACT_SEEDS = 20
+#: Differences, named in points, for which the seeds needed are given.
+DELTAS = {"1": 0.01, "2": 0.02, "3": 0.03}
 _SAMPLES = 100_000
 _TOLERANCE = 1e-12
 
@@ -31,9 +34,10 @@ _TOLERANCE = 1e-12
 class Difference:
     """Method minus reference, with its interval and tests.
 
-    `ci_low`, `ci_high` hold at the nominal level. The fields from `p_holm` on are nan, and the
-    verdict "not tested", until a correction over a family fills them (`multiple`). `dropped` names
-    the seeds that only one side had. `test` says where `p` comes from.
+    `ci_low`, `ci_high` hold at the nominal level. `test` says where `p` comes from, `dropped` names
+    the seeds that only one side had. `detectable` is the true difference found with 80% power,
+    `seeds_needed` are the seeds that find 1, 2 and 3 points (`DELTAS`), None with one seed. The
+    fields from `p_holm` on wait for a correction over a family (`harness.stats.family`).
     """
 
     diff: float
@@ -48,8 +52,10 @@ class Difference:
     n_items: int
     test: str
     note: str
-    dropped: tuple[int, ...]
+    dropped: tuple[Any, ...]
     spread: Spread
+    detectable: float
+    seeds_needed: Mapping[str, int] | None
     p_holm: float = math.nan
     p_bh: float = math.nan
     adjusted_low: float = math.nan
@@ -57,7 +63,7 @@ class Difference:
     verdict: Verdict = "not tested"
 
 
-def common_seeds(method: Outcome, reference: Outcome) -> tuple[int, ...]:
+def common_seeds(method: Outcome, reference: Outcome) -> tuple[Any, ...]:
     """The seeds on which two outcomes can be paired; a fixed checkpoint pairs with every seed."""
     if method.fixed or reference.fixed:
         return reference.seeds if method.fixed else method.seeds
@@ -77,33 +83,38 @@ def difference(
     """
     a, b, dropped = aligned(method, reference)
     tables = {task: a.tables[task] - b.tables[task] for task in a.tables}
-    found = spread(tables, differences=True, clusters=a.clusters)
+    gaps = spread(tables, differences=True, clusters=a.clusters)
     by_seed = a.seed_means - b.seed_means
-    p, test = found.p_value(), found.method
+    sd = float(by_seed.std(ddof=1)) if by_seed.size > 1 else math.nan
+    p, test = gaps.p_value(), gaps.method
     if by_seed.size == 1 and len(tables) == 1 and a.clusters is None:
         (task,) = tables
         if _binary(a.tables[task]) and _binary(b.tables[task]):
             p, test = mcnemar(a.tables[task][0], b.tables[task][0]), MCNEMAR
-    low, high = found.interval(alpha)
+    low, high = gaps.interval(alpha)
     return Difference(
-        diff=found.mean,
+        diff=gaps.mean,
         ci_low=low,
         ci_high=high,
         p=p,
         p_sign_flip=sign_flip(by_seed, rng),
         p_floor=2.0 / 2.0**by_seed.size,
         p_improvement=improvement(a.seed_means, b.seed_means),
-        sd_seeds=float(by_seed.std(ddof=1)) if by_seed.size > 1 else math.nan,
+        sd_seeds=sd,
         n_seeds=by_seed.size,
         n_items=sum(table.shape[1] for table in tables.values()),
         test=test,
-        note=describe(found, by_seed.size, method.fixed and reference.fixed),
+        note=describe(gaps, by_seed.size, method.fixed and reference.fixed),
         dropped=dropped,
-        spread=found,
+        spread=gaps,
+        detectable=detectable(gaps, alpha),
+        seeds_needed={name: seeds_needed(sd, delta, alpha) for name, delta in DELTAS.items()}
+        if by_seed.size > 1
+        else None,
     )
 
 
-def aligned(method: Outcome, reference: Outcome) -> tuple[Outcome, Outcome, tuple[int, ...]]:
+def aligned(method: Outcome, reference: Outcome) -> tuple[Outcome, Outcome, tuple[Any, ...]]:
     """Both sides on the same seeds, and the seeds that were left out."""
     if set(method.tables) != set(reference.tables):
         raise ValueError(
@@ -125,13 +136,13 @@ def aligned(method: Outcome, reference: Outcome) -> tuple[Outcome, Outcome, tupl
             f"method has the seeds {method.seeds!r}, the reference {reference.seeds!r}; "
             "expected at least one in common"
         )
-    dropped: set[int] = set()
+    dropped: set[Any] = set()
     if not method.fixed and not reference.fixed:
         dropped = set(method.seeds) ^ set(reference.seeds)
     return _on(method, seeds), _on(reference, seeds), tuple(sorted(dropped))
 
 
-def _on(outcome: Outcome, seeds: tuple[int, ...]) -> Outcome:
+def _on(outcome: Outcome, seeds: tuple[Any, ...]) -> Outcome:
     """An outcome on the given seeds, in their order; a fixed one is repeated."""
     at = [0 if outcome.fixed else outcome.seeds.index(seed) for seed in seeds]
     tables = {task: table[at] for task, table in outcome.tables.items()}
@@ -174,9 +185,7 @@ def mcnemar(method: npt.ArrayLike, reference: npt.ArrayLike) -> float:
     if a.shape != b.shape or a.ndim != 1 or not (_binary(a) and _binary(b)):
         raise ValueError(f"outcomes of shapes {a.shape!r}, {b.shape!r}; expected 0/1, same length")
     won, lost = int(np.sum(a > b)), int(np.sum(a < b))
-    if won + lost == 0:
-        return 1.0
-    return min(1.0, float(2.0 * stats.binom.cdf(min(won, lost), won + lost, 0.5)))
+    return float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def improvement(method: npt.ArrayLike, reference: npt.ArrayLike) -> float:
@@ -189,3 +198,27 @@ def improvement(method: npt.ArrayLike, reference: npt.ArrayLike) -> float:
     gaps = a[:, None] - b[None, :]
     ties = np.abs(gaps) <= _TOLERANCE
     return float(np.mean((gaps > 0) & ~ties) + 0.5 * np.mean(ties))
+
+
+def detectable(spread: Spread, alpha: float = 0.05, power: float = 0.8) -> float:
+    """The true difference found with probability `power` at the realised seeds and items.
+
+    The interval's half-width and the distance at t_{power}, (t_{1-alpha/2} + t_{power}) se where
+    the spread has one part. nan where it has none. The spread is itself estimated: with 3 seeds
+    such differences were found in 68% of simulated tables, with 5 in 74%, with 10 in 78-81%.
+    """
+    if not spread.se > 0.0:
+        return math.nan
+    return spread.half(alpha) + spread.half(2.0 * (1.0 - power))
+
+
+def seeds_needed(sd: float, delta: float, alpha: float = 0.05, power: float = 0.8) -> int:
+    """Seeds to find a difference `delta`: ((z_{1-alpha/2} + z_power) sd / delta)^2 + 2, rounded up.
+
+    `sd` is the standard deviation over seeds of the paired difference; 2 allows for it being
+    estimated. It concerns these items: more seeds do not lessen the variance between items.
+    """
+    if not sd >= 0.0 or not delta > 0.0:
+        raise ValueError(f"sd {sd!r}, delta {delta!r}; expected sd >= 0 and delta > 0")
+    z = float(stats.norm.ppf(1.0 - alpha / 2.0) + stats.norm.ppf(power))
+    return math.ceil((z * sd / delta) ** 2 + 2.0)

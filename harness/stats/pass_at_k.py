@@ -1,7 +1,8 @@
-"""Several decodes per item: pass@k, the answer of the majority, and responses that were cut.
+"""Several decodes per item: pass@k, the majority answer, and responses cut by the token limit.
 
-They describe a row beside its accuracy, which stays the mean over decodes: no interval, no test
-and no verdict is made of them.
+They describe a row beside its accuracy, which stays the mean over decodes: they have no interval,
+test or verdict. k is the number of decodes, so that pass@k is the share of items with any right
+decode: 1 - C(n-c, k) / C(n, k), the unbiased estimator of arXiv 2107.03374, at k = n.
 """
 
 from __future__ import annotations
@@ -13,34 +14,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from harness.data.grading import normalise
-from harness.stats import MEAN, pivot
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+from harness.stats.family import MEAN
+from harness.stats.grid import FloatArray, pivot
 
 COLUMNS = ("pass_at_k", "majority", "decodes", "truncated")
 """What `summarise` says about a row, fraction and task."""
 _CELL = ["row", "fraction", "seed", "task"]
 _RIGHT = 0
 _BITS = np.int64(32)
-
-
-def pass_at_k(n: npt.ArrayLike, c: npt.ArrayLike, k: int) -> FloatArray:
-    """Chance that k of n decodes, drawn without replacement, hold at least one of the c right ones.
-
-    1 - C(n-c, k) / C(n, k), the unbiased estimator of pass@k (arXiv 2107.03374), as a product of k
-    ratios that cannot overflow. `n` and `c` are counts of any shapes that broadcast.
-    """
-    decodes, right = np.asarray(n), np.asarray(c)
-    if k < 1 or (decodes < k).any():
-        raise ValueError(f"k = {k!r} of {int(decodes.min())!r} decodes; expected 1 <= k <= n")
-    if (right < 0).any() or (right > decodes).any():
-        raise ValueError(f"c = {right.tolist()!r} right decodes; expected 0 <= c <= n")
-    none = np.ones(np.broadcast_shapes(decodes.shape, right.shape))
-    for drawn in range(k):
-        none *= np.maximum(decodes - right - drawn, 0) / (decodes - drawn)
-    result: FloatArray = 1.0 - none
-    return result
 
 
 def majority(
@@ -50,10 +31,9 @@ def majority(
 
     `items` numbers the item of each decode from 0. An item scores [right among T] / |T|, where T
     are the classes of answers with the most votes: 1 or 0 without a tie, and with one what a fair
-    coin would give. Right decodes are one class, wrong ones are classed by `grade.normalise`, so
-    two spellings of a formula that it cannot reduce split their votes. A wrong decode without an
-    answer does not vote; an item without votes scores 0. The vote is the self-consistency of
-    arXiv 2203.11171.
+    coin would give. Right decodes are one class, wrong ones are classed by `normalise`, so two
+    spellings of a formula that it cannot reduce split their votes. A wrong decode without an answer
+    does not vote; an item without votes scores 0 (self-consistency, arXiv 2203.11171).
     """
     item, right = np.asarray(items, dtype=np.int64), np.asarray(correct, dtype=bool)
     size = int(item.max()) + 1 if item.size else 0
@@ -85,16 +65,15 @@ def summarise(outcomes: pd.DataFrame) -> pd.DataFrame:
     columns = ["row", "fraction", "task", *COLUMNS]
     if outcomes.empty:
         return pd.DataFrame(columns=columns)
-    grid = pivot(outcomes)
-    cells = _cells(outcomes)
-    place = {key: at for at, key in enumerate(cells.index)}  # pandas looks keys up far slower
+    grid, cells = pivot(outcomes), _cells(outcomes)
+    position = {key: at for at, key in enumerate(cells.index)}  # pandas looks keys up far slower
     lines = []
     for row, fraction in grid.lines:
         for name in (*grid.tasks, MEAN):
             tasks = list(grid.tasks) if name == MEAN else [name]
             outcome, _ = grid.outcome((row, fraction), tasks)
             seeds = outcome.seeds if outcome else ()
-            chosen = [place[row, fraction, seed, task] for seed in seeds for task in tasks]
+            chosen = [position[row, fraction, seed, task] for seed in seeds for task in tasks]
             lines.append((row, fraction, name, *_line(cells.iloc[chosen])))
     return pd.DataFrame(lines, columns=columns)
 
@@ -102,18 +81,17 @@ def summarise(outcomes: pd.DataFrame) -> pd.DataFrame:
 def _cells(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Means over the items of one seed and task, and counts of its responses."""
     item = outcomes.groupby([*_CELL, "item"], sort=False).ngroup().to_numpy()
-    _, first, n = np.unique(item, return_index=True, return_counts=True)
+    _, first, decodes = np.unique(item, return_index=True, return_counts=True)
     correct = outcomes["correct"].to_numpy(dtype=bool)
-    c = np.bincount(item, weights=correct).astype(np.int64)
-    found = outcomes[_CELL].iloc[first].reset_index(drop=True)
-    found["pass_at_k"] = (c > 0).astype(np.float64)  # pass_at_k(n, c, n): any right one will do
-    found["majority"] = majority(item, correct, outcomes["answer"])
-    found["decodes"] = n
-    found["known"] = np.bincount(item, weights=outcomes["truncated"].notna())
+    items = outcomes[_CELL].iloc[first].reset_index(drop=True)
+    items["pass_at_k"] = (np.bincount(item, weights=correct) > 0).astype(np.float64)
+    items["majority"] = majority(item, correct, outcomes["answer"])
+    items["decodes"] = decodes
+    items["known"] = np.bincount(item, weights=outcomes["truncated"].notna())
     cut = outcomes["truncated"].fillna(False).to_numpy(dtype=bool)
-    found["cut"] = np.bincount(item, weights=cut)
+    items["cut"] = np.bincount(item, weights=cut)
     how = dict.fromkeys(("pass_at_k", "majority"), "mean") | {"decodes": "max"}
-    return found.groupby(_CELL).agg(how | dict.fromkeys(("known", "cut"), "sum"))
+    return items.groupby(_CELL).agg(how | dict.fromkeys(("known", "cut"), "sum"))
 
 
 def _line(cells: pd.DataFrame) -> tuple[float, float, float, float]:

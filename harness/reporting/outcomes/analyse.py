@@ -31,7 +31,7 @@ from harness.stats import (
     interquartile_mean,
     seeds_needed,
 )
-from harness.stats.bootstrap import mean_of_runs
+from harness.stats.resampling import mean_of_runs
 from harness.stats.grid import FloatArray
 
 RANDOM = "random"

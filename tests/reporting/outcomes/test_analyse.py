@@ -17,7 +17,7 @@ from statsmodels.stats.proportion import proportion_confint
 from harness.reporting.outcomes import analyse, read
 from harness.reporting.outcomes.as_json import as_dict
 from harness.stats import Outcome, bootstrap, difference, estimate, holm, summarise
-from harness.stats.bootstrap import interquartile_mean
+from harness.stats.resampling import interquartile_mean
 
 SHIFTS = {"random": 0.0, "good": 0.3, "equal": 0.0, "bad": -0.2}
 TASKS = {"core": 30, "far": 45}

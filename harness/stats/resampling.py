@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
+from scipy import stats
 
 from harness.stats.cluster import Clusters, blocks, codes
-from harness.stats.grid import FloatArray
+from harness.stats.grid import FloatArray, IntArray
 
 #: Replicates computed at once: bounds the memory of the item weights, [500, n] doubles.
 _CHUNK = 500
@@ -26,20 +26,18 @@ Statistic = Callable[[FloatArray], FloatArray]
 
 def mean_of_runs(runs: FloatArray) -> FloatArray:
     """The mean over tasks and seeds [..., T, R]."""
-    found: FloatArray = runs.mean(axis=(-2, -1))
-    return found
+    means: FloatArray = runs.mean(axis=(-2, -1))
+    return means
 
 
 def interquartile_mean(runs: FloatArray) -> FloatArray:
     """The mean of the middle half of all runs, whatever their task [..., T, R].
 
-    As scipy's `trim_mean(runs, 0.25)` (Agarwal and others, 2108.13264). An extra: it asks how a
-    typical task goes, and easy and hard tasks hardly count.
+    An extra (Agarwal and others, 2108.13264): it asks how a typical task goes, and easy and hard
+    tasks hardly count.
     """
-    flat = np.sort(runs.reshape(*runs.shape[:-2], -1), axis=-1)
-    cut = flat.shape[-1] // 4
-    found: FloatArray = flat[..., cut : flat.shape[-1] - cut].mean(axis=-1)
-    return found
+    middle: FloatArray = stats.trim_mean(runs.reshape(*runs.shape[:-2], -1), 0.25, axis=-1)
+    return middle
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,8 @@ def replicate(
     """Bootstrap replicates [B, M] of a statistic: by default the mean over tasks and seeds."""
     shapes = {table.shape[:2] for table in tables.values()}
     if len(shapes) != 1 or any(table.ndim != 3 for table in tables.values()):
-        found = {task: table.shape for task, table in tables.items()}
-        raise ValueError(f"tables have shapes {found!r}; expected [methods, seeds, items] each")
+        each = {task: table.shape for task, table in tables.items()}
+        raise ValueError(f"tables have shapes {each!r}; expected [methods, seeds, items] each")
     if not all(np.isfinite(table).all() for table in tables.values()):
         raise ValueError("tables have missing values (nan); expected complete seeds only")
     if len(blocks(list(tables), clusters)) < len(tables):
@@ -101,24 +99,22 @@ def replicate(
         task: _grouped(table, None if clusters is None else codes(clusters[task]))
         for task, table in tables.items()
     }
-    # One draw of seeds serves all tasks: the same training runs stand behind all of them.
+    # One draw of seeds for all tasks: the same training runs are behind all of them.
     seeds = rng.integers(0, n_seeds, size=(draws, n_seeds))
     parts = []
     for start in range(0, draws, _CHUNK):
-        some = seeds[start : start + _CHUNK, None, :]
-        runs = np.empty((len(some), methods, len(tables), n_seeds))
+        drawn = seeds[start : start + _CHUNK, None, :]
+        runs = np.empty((len(drawn), methods, len(tables), n_seeds))
         for at, (sums, sizes) in enumerate(groups.values()):
-            weights = _weights(rng, len(some), len(sizes))
+            weights = _weights(rng, len(drawn), len(sizes))
             by_seed = weights @ sums / (weights @ sizes)[:, None]
             by_seed = by_seed.reshape(-1, methods, n_seeds)
-            runs[:, :, at] = np.take_along_axis(by_seed, some, axis=2)
+            runs[:, :, at] = np.take_along_axis(by_seed, drawn, axis=2)
         parts.append(statistic(runs))
     return np.concatenate(parts)
 
 
-def _grouped(
-    table: FloatArray, code: npt.NDArray[np.int64] | None
-) -> tuple[FloatArray, FloatArray]:
+def _grouped(table: FloatArray, code: IntArray | None) -> tuple[FloatArray, FloatArray]:
     """Sums [G, M R] of accuracy over the items of each cluster, and their sizes [G]."""
     flat = table.reshape(-1, table.shape[2]).T
     if code is None:

@@ -1,51 +1,12 @@
 """pass@k and the majority answer, worked by hand and counted one by one."""
 
-import itertools
-import math
 from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from harness.stats.pass_at_k import COLUMNS, majority, pass_at_k, summarise
-
-
-def test_pass_at_k_by_hand():
-    # Two of four decodes, one right: the right one is in 3 of the 6 pairs.
-    assert pass_at_k(4, 1, 2) == 0.5
-    assert pass_at_k(4, 2, 2) == pytest.approx(5 / 6)  # 1 of 6 pairs misses both
-    assert pass_at_k(5, 3, 1) == pytest.approx(3 / 5)
-    assert list(pass_at_k(4, [0, 1, 2, 3, 4], 4)) == [0, 1, 1, 1, 1]
-
-
-@pytest.mark.parametrize("n", range(1, 8))
-def test_pass_at_k_against_every_subset(n):
-    for k in range(1, n + 1):
-        subsets = list(itertools.combinations(range(n), k))
-        counted = [
-            sum(any(decode < c for decode in subset) for subset in subsets) / len(subsets)
-            for c in range(n + 1)
-        ]
-        assert pass_at_k(n, np.arange(n + 1), k) == pytest.approx(counted, abs=1e-15)
-
-
-def test_pass_at_k_does_not_overflow_and_agrees_with_exact_binomials():
-    n, c, k = 10_000, 37, 100
-    exact = 1 - math.comb(n - c, k) / math.comb(n, k)  # integers of any size
-    assert pass_at_k(n, c, k) == pytest.approx(exact, rel=1e-12)
-
-
-def test_pass_at_k_broadcasts_counts():
-    found = pass_at_k([[2], [4]], [1, 2], 2)
-    assert found == pytest.approx(np.array([[1, 1], [1 / 2, 5 / 6]]))
-
-
-@pytest.mark.parametrize(("n", "c", "k"), [(4, 1, 5), (4, 1, 0), (4, 5, 2), (4, -1, 2)])
-def test_pass_at_k_refuses_counts_that_cannot_be(n, c, k):
-    with pytest.raises(ValueError, match="expected"):
-        pass_at_k(n, c, k)
-
+from harness.stats.pass_at_k import COLUMNS, majority, summarise
 
 VOTES = [
     # Two right against one and one: the right answer has most votes.
