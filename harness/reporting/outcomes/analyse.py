@@ -31,8 +31,8 @@ from harness.stats import (
     interquartile_mean,
     seeds_needed,
 )
-from harness.stats.resampling import mean_of_runs
 from harness.stats.grid import FloatArray
+from harness.stats.resampling import mean_of_runs
 
 RANDOM = "random"
 ALPHA = 0.05
