@@ -1,1 +1,1 @@
-"""The influence engine side by side with other people's, on the same model, data and definition."""
+"""Speed of the influence engine beside kronfluence and bergson on the same model and data."""

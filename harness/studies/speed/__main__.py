@@ -1,7 +1,4 @@
-"""`nox -s bench -- influence --json FILE`; `python -m harness.studies.speed` where the peers are.
-
-`evaluate` and `overhead` measure how answers are made, without peers.
-"""
+"""`nox -s bench -- --json FILE`, or `python -m harness.studies.speed` with the peers installed."""
 
 from __future__ import annotations
 
@@ -10,20 +7,17 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.studies.speed import overhead, served, serving
-from harness.studies.speed.machine import machine, processor
-from harness.studies.speed.measure import Bench, compare
-from harness.studies.speed.table import markdown
-from harness.studies.speed.workload import DATA, GPU_WORKLOADS, TOKENIZER, WORKLOADS, Workload
-
-__all__ = ["main", "processor"]
+from harness.evaluation.environment import installed
+from harness.experiment.records import provenance
+from harness.experiment.store import Store
+from harness.studies.speed.measure import Bench, compare, markdown
+from harness.studies.speed.workload import WORKLOADS, Workload, prepare
 
 ENGINES = ("ours", "kronfluence", "bergson")
-DISTRIBUTIONS = ("cotsieve", "torch", "transformers", "numpy", "kronfluence", "bergson")
 EXPLANATION = """
 Each engine fits EK-FAC on the pool and scores every example against the mean gradient of the
 queries: same weights, tokens, precision, batch size, threads, loss and damping. Repetitions are
@@ -31,190 +25,110 @@ interleaved; each is a fresh process, in which imports, loading and a first run 
 come before the clock. With a CUDA device, models of the shape of Qwen2.5 are measured too, in
 bfloat16, with random weights and tokens.
 """
-EVALUATE = """
-Perturbed copies of the testbed's base model on its four tasks: by the process that a run keeps for
-all checkpoints, and by a fresh process for each, in turns. Every row and every token id must be
-the same, and a process that is killed may cost the checkpoint in hand and no more; else the exit
-code is 1.
-"""
-OVERHEAD = """
-The same prompts with a fixed number of new tokens, in turns on one engine: by vLLM's own generate
-on token ids, and by this program's evaluation through lm-eval, with grading. The model is a Llama
-with random weights: what it writes means nothing, and takes as long as if it did.
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print a table, and write JSON where asked; 2 for bad input, 1 for a difference."""
-    given = sys.argv[1:] if arguments is None else arguments
-    asked = parser().parse_args(given or ["influence"])
-    measure, table = {
-        "influence": (influence, markdown),
-        "evaluate": (serving.measure, served.markdown),
-        "overhead": (overhead.measure, overhead.markdown),
-    }[asked.what]
+    """Measure, print a table, and write JSON where asked; 2 for bad input."""
+    options = parser().parse_args(arguments)
     try:
-        report = measure(asked)
+        report = measure(options)
     except ValueError as error:
         print(f"bench: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    print(table(report))  # noqa: T201
-    if asked.json:
-        asked.json.parent.mkdir(parents=True, exist_ok=True)
-        asked.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for problem in report.get("problems", ()):
-        print(f"bench: {problem}", file=sys.stderr)  # noqa: T201
-    return 1 if report.get("problems") else 0
+    print(markdown(report))  # noqa: T201
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="nox -s bench --", description="Measure; see WHAT --help.")
-    kinds = made.add_subparsers(dest="what", required=True, metavar="WHAT")
-    _add_influence(kinds)
-    _add_evaluate(kinds)
-    _add_overhead(kinds)
-    return made
-
-
-def _add_influence(kinds: Any) -> None:
-    what = "compare the influence engine with kronfluence and bergson"
-    made = kinds.add_parser("influence", help=what, description=what, epilog=EXPLANATION)
-    _add_shared(made, repeats=3, threads=2)
-    made.add_argument(
-        "--workload",
-        action="append",
-        metavar="NAME",
-        help=f"one of {', '.join((*WORKLOADS, *GPU_WORKLOADS))}; may be repeated (default: all "
-        "that this machine can run)",
+    command = argparse.ArgumentParser(
+        prog="nox -s bench --",
+        description="Compare the influence engine with kronfluence and bergson.",
+        epilog=EXPLANATION,
     )
-    made.add_argument(
-        "--engine",
-        action="append",
-        choices=[*ENGINES, "bergson-forward"],
-        help="measure only these (ours is always among them)",
-    )
-    made.add_argument(
-        "--limit",
-        type=_positive,
-        metavar="SECONDS",
-        help="of each process; a peer that takes longer is reported as not finished",
-    )
-    made.add_argument(
-        "--short",
-        action="store_true",
-        help="leave out agreement and memory at two pool sizes, which only testbed measures",
-    )
-
-
-def _add_evaluate(kinds: Any) -> None:
-    what = "many checkpoints through one process, beside a fresh process for each"
-    made = kinds.add_parser("evaluate", help=what, description=what, epilog=EVALUATE)
-    _add_shared(made, repeats=3, threads=1)
-    made.add_argument(
-        "--checkpoints", type=_positive, default=12, help="how many (default 12)", metavar="N"
-    )
-    made.add_argument(
-        "--items", type=_positive, default=100, help="of each task (default 100)", metavar="N"
-    )
-    made.add_argument(
-        "--base", choices=["tiny", "small"], default="tiny", help="of the testbed (default tiny)"
-    )
-
-
-def _add_overhead(kinds: Any) -> None:
-    what = "evaluation through lm-eval, beside vLLM's own generate"
-    made = kinds.add_parser("overhead", help=what, description=what, epilog=OVERHEAD)
-    _add_shared(made, repeats=5, threads=1)
-    made.add_argument(
-        "--data", type=Path, metavar="FILE", help=f"GSM8K's test set (default: from {DATA})"
-    )
-    made.add_argument(
-        "--tokenizer",
-        type=Path,
-        metavar="FOLDER",
-        help=f"of a model for real text, such as Pythia's (default: {TOKENIZER})",
-    )
-    made.add_argument(
-        "--tokens", type=_positive, default=64, help="of each answer (default 64)", metavar="N"
-    )
-    made.add_argument(
-        "--items", type=_positive, help="only so many prompts (default: all)", metavar="N"
-    )
-
-
-def _add_shared(made: argparse.ArgumentParser, repeats: int, threads: int) -> None:
-    made.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there")
-    made.add_argument(
-        "--repeats",
-        type=_positive,
-        default=repeats,
-        metavar="N",
-        help=f"repetitions (default {repeats})",
-    )
-    made.add_argument(
-        "--threads",
-        type=_positive,
-        default=threads,
-        metavar="N",
-        help=f"threads (default {threads})",
-    )
-    made.add_argument(
+    add = command.add_argument
+    add("what", nargs="?", choices=["influence"], default="influence", help="the only bench")
+    add("--json", type=Path, metavar="FILE", help="write all numbers there")
+    add("--repeats", type=_positive, default=3, metavar="N", help="repetitions (default 3)")
+    add("--threads", type=_positive, default=2, metavar="N", help="threads (default 2)")
+    add(
         "--store",
         type=Path,
         default=Path(".cotsieve"),
         metavar="FOLDER",
-        help="where models are kept between runs",
+        help="where models are kept between runs (default .cotsieve)",
     )
+    add(
+        "--workload",
+        action="append",
+        metavar="NAME",
+        help=f"one of {', '.join(WORKLOADS)}; may be repeated (default: all that this machine can "
+        "run)",
+    )
+    add(
+        "--engine",
+        action="append",
+        choices=ENGINES,
+        help="measure only these; may be repeated (ours is always measured)",
+    )
+    add(
+        "--limit",
+        type=_positive,
+        metavar="SECONDS",
+        help="time limit of each process; a peer that takes longer is reported as failed",
+    )
+    add(
+        "--short",
+        action="store_true",
+        help="skip agreement on the same labels and memory at two pool sizes (measured on testbed)",
+    )
+    return command
 
 
-def influence(asked: argparse.Namespace) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The engine beside others, one workload after the other."""
-    from harness.experiment.store import Store
-    from harness.studies.speed.workload import prepare
-
-    known = dict(WORKLOADS) | (dict(GPU_WORKLOADS) if has_cuda() else {})
-    workloads = [_known(name, known) for name in asked.workload or list(known)]
-    engines = list(dict.fromkeys(["ours", *(asked.engine or ENGINES)]))
-    sources = [(workload, prepare(workload, Store(asked.store))) for workload in workloads]
+    gpu = gpu_name()
+    names = options.workload or [w.name for w in WORKLOADS.values() if w.device == "cpu" or gpu]
+    workloads = [_workload(name, gpu) for name in names]
+    engines = list(dict.fromkeys(["ours", *(options.engine or ENGINES)]))
+    sources = [prepare(workload, Store(options.store)) for workload in workloads]
     start = time.perf_counter()
-    found = {}
-    for workload, source in sources:
+    reports = {}
+    for workload, source in zip(workloads, sources, strict=True):
         with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(workload, source.resolve(), Path(folder), asked.threads, asked.limit)
-            extras = not asked.short and workload.shape is None  # many runs: where they are quick
-            found[workload.name] = compare(bench, engines, asked.repeats, extras)
+            bench = Bench(workload, source.resolve(), Path(folder), options.threads, options.limit)
+            extras = workload.shape is None and not options.short  # many runs: only quick ones
+            reports[workload.name] = compare(bench, engines, options.repeats, extras)
+    device = "cuda" if any(workload.device == "cuda" for workload in workloads) else "cpu"
+    versions = {name: installed(name) or "not installed" for name in engines if name != "ours"}
+    machine = provenance(Path(__file__).parents[3], device, versions)
     return {
-        "what": asked.what,
         "engines": engines,
-        "repeats": asked.repeats,
-        "threads": asked.threads,
-        "machine": machine(DISTRIBUTIONS)
-        | ({"device": device_name()} if any(w.device == "cuda" for w in workloads) else {}),
-        "workloads": found,
+        "repeats": options.repeats,
+        "threads": options.threads,
+        "machine": machine | ({"gpu": gpu} if device == "cuda" else {}),
+        "workloads": reports,
         "seconds": time.perf_counter() - start,
     }
 
 
-def has_cuda() -> bool:
-    """Whether torch sees a CUDA device."""
+def gpu_name() -> str | None:
+    """What the CUDA device calls itself; None without one."""
     import torch
 
-    return bool(torch.cuda.is_available())
+    return str(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
 
-def device_name() -> str:
-    """What the CUDA device calls itself."""
-    import torch
-
-    return str(torch.cuda.get_device_name())
-
-
-def _known(name: str, known: Mapping[str, Workload]) -> Workload:
-    if name in known:
-        return known[name]
-    reason = "needs a CUDA device" if name in GPU_WORKLOADS else "does not exist"
-    raise ValueError(f"workload {name!r} {reason}; expected one of {', '.join(known)}")
+def _workload(name: str, gpu: str | None) -> Workload:
+    if name not in WORKLOADS:
+        known = ", ".join(WORKLOADS)
+        raise ValueError(f"workload {name!r} does not exist; expected one of {known}")
+    if WORKLOADS[name].device == "cuda" and gpu is None:
+        raise ValueError(f"workload {name!r} needs a CUDA device; none is available")
+    return WORKLOADS[name]
 
 
 def _positive(text: str) -> int:

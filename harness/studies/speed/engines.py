@@ -1,21 +1,22 @@
-"""Every engine behind one interface, and what a single process measures of it.
+"""Every engine behind one interface, and one measurement: `python -m ...speed.engines JOB FOLDER`.
 
-A process runs one engine once. Importing, loading model and data, and a first run on a few examples
-(which compiles and caches what is made on first use) come before the clock starts. An engine's
-`fit` ends with a curvature on this definition, its `scores` starts with the queries and ends with
-one number per example of the pool.
+JOB is a JSON file with `engine`, `source`, `workload`, `threads`, and where they differ from the
+defaults `fisher`, `loss`, `examples` (the pool repeated or cut to so many) and `exact`. The folder
+gets result.json (seconds and memory), scores.npy and, with `exact`, exact.npz.
+
+A process runs one engine once. Imports, loading model and data, and a first run on a few examples
+(which compiles and caches what is made on first use) come before the clock starts.
 """
 
 from __future__ import annotations
 
-import abc
 import gc
-import resource
+import json
+import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,69 +25,72 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from harness import influence
-from harness.data.pool import Pool
-from harness.influence.batches import batches, device_of, example_losses, model_inputs
-from harness.influence.head import captured, token_losses
-from harness.influence.kernels.attention import fused_attention
-from harness.influence.kernels.matmul import frozen
-from harness.influence.layers import Gradients, output_layer
+from harness.data.pool import IGNORED, Pool
+from harness.influence.batches import batches
+from harness.influence.layers import Gradients, Layer, tracked_layers
 from harness.studies.speed.bergson_ import Bergson
 from harness.studies.speed.kronfluence_ import Kronfluence
-from harness.studies.speed.workload import WARM_UP, Workload, load, load_model
+from harness.studies.speed.workload import (
+    LONG,
+    PERPLEXITY,
+    WARM_UP,
+    WORKLOADS,
+    Workload,
+    load,
+    load_model,
+)
 
 Scores = npt.NDArray[np.float64]
-Factors = dict[str, tuple[Tensor, Tensor, Tensor]]
+Factors = Mapping[str, tuple[Tensor, Tensor, Tensor]]
+"""Layer -> Q_A, Q_S as columns and Lambda [out, in (+ 1)] of a fitted curvature."""
+
 DAMPING = 0.1
+EXACT_EXAMPLES = 256
+"""Examples that are scored exactly, spread evenly over the pool."""
+LARGE, LARGE_TOKENS = 10**8, 3 << 14
+"""Models of at least so many parameters are scored exactly on only so many tokens in all."""
 
 
-class Engine(abc.ABC):
-    """One engine on one model, pool and set of queries; files go to `folder`."""
+class Engine(Protocol):
+    """One engine with a loaded model, pool and queries."""
 
-    def __init__(self, source: Path, workload: Workload, folder: Path, fisher: str, loss: str):
-        self._source, self._workload, self._folder = source, workload, folder
-        self._fisher, self._loss = fisher, loss
+    loading: float
+    """Seconds spent on loading inside `fit` and `scores` so far."""
 
-    @abc.abstractmethod
-    def start(self, pool: Pool, queries: Pool) -> None:
-        """All that is not timed: load the model and the data."""
-
-    @abc.abstractmethod
     def fit(self) -> None:
         """Estimate the curvature on the pool."""
 
-    @abc.abstractmethod
     def scores(self) -> Scores:
         """Influence of every example on the mean query gradient, [n]."""
 
-    @abc.abstractmethod
     def factors(self) -> Factors:
-        """Layer -> Q_A, Q_S as columns and Lambda [out, in (+ 1)] of the curvature just fitted."""
-
-    def details(self) -> dict[str, float]:
-        """More seconds, by name, where the engine has parts worth a number of their own."""
-        return {}
-
-    def untimed(self) -> float:
-        """Seconds of loading that happened inside the timed calls so far."""
-        return 0.0
+        """The curvature just fitted."""
 
 
-class Ours(Engine):
+class Ours:
     """`harness.influence` with its default options."""
 
-    def start(self, pool: Pool, queries: Pool) -> None:
-        """Eager attention, which leaves the engine every choice; on a GPU, where it would keep
-        tokens x tokens for every head, the kernel that transformers chooses."""
-        kernel = "eager" if self._workload.device == "cpu" else "sdpa"
-        self._model: Any = load_model(self._source, self._workload, kernel)
-        self._pool, self._queries = pool, queries
-        exact = {"basis_sample": None} if self._fisher == "empirical" else {}
+    loading = 0.0
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pool: Pool,
+        queries: Pool,
+        batch_size: int,
+        damping: float,
+        fisher: str = "true",
+        loss: str = "mean",
+    ) -> None:
+        self._model, self._pool, self._queries = model, pool, queries
         self._options = influence.CurvatureOptions(
-            damping=DAMPING,
-            fisher=self._fisher,  # type: ignore[arg-type]
-            loss=self._loss,  # type: ignore[arg-type]
-            batch_size=self._workload.batch_size,
-            **exact,  # type: ignore[arg-type]
+            damping=damping,
+            fisher=fisher,  # type: ignore[arg-type]
+            loss=loss,  # type: ignore[arg-type]
+            batch_size=batch_size,
+            # With the data's labels nothing is random: eigenvectors come from all examples, as in
+            # the other engines, and the scores must agree.
+            basis_sample=None if fisher == "empirical" else "auto",
         )
 
     def fit(self) -> None:
@@ -95,35 +99,30 @@ class Ours(Engine):
 
     def scores(self) -> Scores:
         """Query gradient, its direction, and one pass over the pool along it."""
-        self._direction = self._towards(self._queries)
+        self._direction = self._solved(self._queries)
         return self._pass(self._direction)[:, 0]
 
-    def details(self) -> dict[str, float]:
-        """The pass over the pool alone, along one direction and along two."""
+    def passes(self) -> dict[str, float]:
+        """Seconds of the pass over the pool alone, along one direction and along two."""
         half = len(self._queries) // 2
-        sides = [
-            self._towards(self._queries.take(part))
-            for part in (range(half), range(half, len(self._queries)))
-        ]
-        two = {name: torch.cat([side[name] for side in sides]) for name in sides[0]}
+        parts = (range(half), range(half, len(self._queries)))
+        first, second = (self._solved(self._queries.take(part)) for part in parts)
+        two = {name: torch.cat([first[name], second[name]]) for name in first}
         return {
             "pass_one_s": timed(lambda: self._pass(self._direction)),
             "pass_two_s": timed(lambda: self._pass(two)),
         }
 
     def factors(self) -> Factors:
-        """The bases of all layers."""
-        found = self._curvature.tensors()
+        """The eigenvectors and eigenvalues of all layers."""
+        tensors = self._curvature.tensors()
+        parts = ("inputs", "outputs", "eigenvalues")
         return {
-            name: (
-                found[f"{name}/inputs"],
-                found[f"{name}/outputs"],
-                found[f"{name}/eigenvalues"],
-            )
+            name: tuple(tensors[f"{name}/{part}"] for part in parts)  # type: ignore[misc]
             for name in self._curvature.shapes
         }
 
-    def _towards(self, queries: Pool) -> Gradients:
+    def _solved(self, queries: Pool) -> Gradients:
         gradient = influence.query_gradients(self._model, queries, self._options, aggregate="mean")
         return self._curvature.apply({name: part[None] for name, part in gradient.items()})
 
@@ -131,178 +130,144 @@ class Ours(Engine):
         return influence.directional_scores(self._model, self._pool, directions, self._options)
 
 
-class Kron(Engine):
-    """kronfluence, with aggregated query gradients."""
-
-    def start(self, pool: Pool, queries: Pool) -> None:
-        """The attention kernel that transformers chooses."""
-        self._pool, self._queries = pool, queries
-        self._engine = Kronfluence(
-            load_model(self._source, self._workload, "sdpa"),
-            self._folder,
-            batch_size=self._workload.batch_size,
-            damping=DAMPING,
-            fisher=self._fisher,
-            reduction=self._loss,
-        )
-
-    def fit(self) -> None:
-        """EK-FAC."""
-        self._engine.fit(self._pool)
-
-    def scores(self) -> Scores:
-        """Query gradients, preconditioned, and their products with the pool's."""
-        return self._engine.scores(self._pool, self._queries, aggregate=True)[:, 0]
-
-    def factors(self) -> Factors:
-        """As loaded from its files."""
-        return self._engine.factors()
-
-
-class Berg(Engine):
-    """bergson, step by step."""
-
-    forward = False
-
-    def start(self, pool: Pool, queries: Pool) -> None:
-        """Model and data into its own files."""
-        self._engine = Bergson(
-            self._source / "model",
-            self._folder,
-            pool,
-            queries,
-            batch_size=self._workload.batch_size,
-            precision={"float32": "fp32", "bfloat16": "bf16"}[self._workload.dtype],
-            fisher=self._fisher,
-            reduction=self._loss,
-            forward=self.forward,
-        )
-
-    def fit(self) -> None:
-        """EK-FAC."""
-        self._engine.fit()
-
-    def scores(self) -> Scores:
-        """Query gradient, its direction, and the pool's gradients along it."""
-        return self._engine.scores()
-
-    def factors(self) -> Factors:
-        """As loaded from its files."""
-        return self._engine.factors()
-
-    def untimed(self) -> float:
-        """It loads the model and the data anew in every step."""
-        return self._engine.loading
-
-
-class BergForward(Berg):
-    """bergson with its forward-mode scoring."""
-
-    forward = True
-
-
-ENGINES: dict[str, type[Engine]] = {
-    "ours": Ours,
-    "kronfluence": Kron,
-    "bergson": Berg,
-    "bergson-forward": BergForward,
-}
-
-
-def run(
+def start(
     name: str,
     source: Path,
     workload: Workload,
     folder: Path,
-    *,
-    fisher: str = "true",
-    loss: str = "mean",
-    examples: int | None = None,
-) -> tuple[dict[str, Any], Scores, Engine]:
-    """Seconds and peak memory of one run of engine `name`, its scores, and the engine.
+    pool: Pool,
+    queries: Pool,
+    settings: Mapping[str, str],
+) -> Engine:
+    """Engine `name` with everything loaded; its files go to `folder`. Not timed."""
+    folder.mkdir(parents=True)
+    size = workload.batch_size
+    if name == "ours":
+        # Eager attention lets the engine choose its own kernels on a CPU; on a GPU it would keep
+        # tokens x tokens for every head.
+        kernel = "eager" if workload.device == "cpu" else "sdpa"
+        return Ours(load_model(source, workload, kernel), pool, queries, size, DAMPING, **settings)
+    if name == "kronfluence":
+        model = load_model(source, workload, "sdpa")
+        return Kronfluence(model, folder, pool, queries, size, DAMPING, **settings)
+    precision = {"float32": "fp32", "bfloat16": "bf16"}[workload.dtype]
+    model = source / "model"
+    return Bergson(model, folder, pool, queries, size, DAMPING, precision=precision, **settings)
 
-    `examples`: the pool repeated or cut to so many.
-    """
+
+def run(job: Mapping[str, Any], workload: Workload, folder: Path) -> dict[str, float]:
+    """Seconds and peak memory of one run of an engine; its scores go to `folder`."""
+    source, name = Path(job["source"]), job["engine"]
+    settings = {key: job[key] for key in ("fisher", "loss") if key in job}
     pool, queries = load(source)
-    if examples is not None:
-        pool = repeated(pool, examples)
+    if "examples" in job:
+        pool = repeated(pool, job["examples"])
     small = source / "warm" if (source / "warm").is_dir() else source
-    first = ENGINES[name](small, workload, _new(folder / "warm"), fisher, loss)
-    few = load(small)
-    first.start(few[0].take(range(WARM_UP[0])), few[1].take(range(WARM_UP[1])))
-    first.fit()
-    first.scores()
-    del first
+    few, asked = (part.take(range(n)) for part, n in zip(load(small), WARM_UP, strict=True))
+    engine = start(name, small, workload, folder / "warm", few, asked, settings)
+    engine.fit()
+    engine.scores()
+    del engine
     gc.collect()
-    engine = ENGINES[name](source, workload, _new(folder / "run"), fisher, loss)
-    engine.start(pool, queries)
-    loaded = peak_mb()
+    engine = start(name, source, workload, folder / "run", pool, queries, settings)
+    measured = {"loaded_mb": peak_mb()}
     if workload.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    found: list[Scores] = []
-    used = [time.process_time()]
-    fit = timed(engine.fit) - engine.untimed()
-    used.append(time.process_time())
-    before = engine.untimed()
-    score = timed(lambda: found.append(engine.scores())) - (engine.untimed() - before)
-    used.append(time.process_time())
-    measured = {"fit_s": fit, "score_s": score, "total_s": fit + score}
-    measured |= {"peak_mb": peak_mb(), "loaded_mb": loaded}
-    # Processor seconds of all threads (and of loading, where an engine loads in between): what a
-    # busy machine leaves comparable.
-    measured |= {"fit_cpu_s": used[1] - used[0], "score_cpu_s": used[2] - used[1]}
+    scores: list[Scores] = []
+    clocks = [time.process_time()]
+    fit = timed(engine.fit) - engine.loading
+    clocks.append(time.process_time())
+    loading = engine.loading
+    score = timed(lambda: scores.append(engine.scores())) - (engine.loading - loading)
+    clocks.append(time.process_time())
+    measured |= {"fit_s": fit, "score_s": score, "total_s": fit + score, "peak_mb": peak_mb()}
+    # CPU seconds of all threads (including loads in between): comparable on a busy machine.
+    measured |= {"fit_cpu_s": clocks[1] - clocks[0], "score_cpu_s": clocks[2] - clocks[1]}
     if workload.device == "cuda":
         measured["peak_device_mb"] = torch.cuda.max_memory_allocated() / 2**20
-    return measured | engine.details(), found[0], engine
+    if isinstance(engine, Ours):
+        measured |= engine.passes()
+    np.save(folder / "scores.npy", scores[0])
+    if job.get("exact"):
+        positions, exact = exact_scores(source, workload, engine.factors())
+        np.savez(folder / "exact.npz", positions=positions, scores=exact)
+    return measured
 
 
 def perplexity(source: Path, workload: Workload) -> dict[str, float]:
     """Seconds of one pass over the pool that computes every example's mean token loss.
 
-    `perplexity_pass_s`: the model as transformers loads it, padded batches with their mask, all
-    logits. `perplexity_pass_best_s`: what this project's engine has for forward passes, too (no
-    mask, the head on loss-carrying positions only, the quicker library for matrix products).
+    The model as transformers loads it, padded batches with their mask, all logits.
     """
     pool, _ = load(source)
     model = load_model(source, workload, "sdpa")
-    size, device = workload.batch_size, device_of(model)
 
-    def plain(examples: Pool) -> None:
-        with torch.no_grad():
-            for batch in batches(examples, size, device):
-                logits = model(
-                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-                ).logits
-                losses = cross_entropy(
-                    logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="none"
-                )
-                counts = (batch.labels[:, 1:] != -100).sum(dim=1)
-                _ = losses.view(len(counts), -1).sum(dim=1) / counts
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def evaluate(examples: Pool) -> None:
+        for batch in batches(examples, workload.batch_size, torch.device(workload.device)):
+            logits = model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            ).logits[:, :-1]
+            labels = batch.labels[:, 1:]
+            losses = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+            _ = losses.view(labels.shape).sum(dim=1) / (labels != IGNORED).sum(dim=1)
 
-    def best(examples: Pool) -> None:
-        with torch.no_grad(), fused_attention(model), frozen(model):
-            for batch in batches(examples, size, device):
-                _mean_losses(model, batch)
-
-    few = pool.take(range(WARM_UP[0]))
-    found = {}
-    for name, passes in (("perplexity_pass_s", plain), ("perplexity_pass_best_s", best)):
-        passes(few)
-        found[name] = timed(partial(passes, pool))
-    return found
+    evaluate(pool.take(range(WARM_UP[0])))
+    return {"perplexity_pass_s": timed(lambda: evaluate(pool))}
 
 
-def _mean_losses(model: nn.Module, batch: Any) -> Tensor:
-    head = output_layer(model)
-    if not isinstance(head, nn.Linear):
-        return example_losses(model(**model_inputs(model, batch)).logits, batch.labels, "mean")
-    with captured(head) as capture:
-        model(**model_inputs(model, batch))
-    assert capture.hidden is not None
-    mask = batch.carrying
-    losses = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
-    losses[mask] = token_losses(head, capture.hidden[mask], batch.labels[:, 1:][mask[:, :-1]])
-    return losses.sum(dim=1) / mask.sum(dim=1)
+def exact_scores(
+    source: Path, workload: Workload, factors: Factors
+) -> tuple[npt.NDArray[np.int64], Scores]:
+    """Positions in the pool, and their scores by plain autograd in double precision, unpadded.
+
+    Nothing is shared with the engine but its fitted factors: with its Q_A, Q_S and Lambda,
+    u = Q_S [(Q_S^T q Q_A) / (Lambda + damping * mean Lambda)] Q_A^T for the mean query gradient q
+    of f = -L, and the score of d is -<grad L_d, u>.
+    """
+    pool, queries = load(source)
+    model = load_model(source, workload, "sdpa").double()
+    if workload.max_tokens >= LONG:
+        model.gradient_checkpointing_enable()
+        model.train()  # required by gradient checkpointing; the model has no dropout
+    layers = tracked_layers(model)
+    direction: dict[str, Tensor] = {}
+    for position in range(len(queries)):
+        for name, part in _gradient(model, queries, position, layers).items():
+            direction[name] = direction.get(name, 0) - part / len(queries)
+    for name, gradient in direction.items():
+        inputs, outputs, values = (part.double().to(gradient.device) for part in factors[name])
+        rotated = outputs.T @ gradient @ inputs / (values + DAMPING * values.mean())
+        direction[name] = outputs @ rotated @ inputs.T
+    large = sum(parameter.numel() for parameter in model.parameters()) >= LARGE
+    count = max(2, LARGE_TOKENS // workload.max_tokens) if large else EXACT_EXAMPLES
+    positions = np.linspace(0, len(pool) - 1, min(count, len(pool))).round().astype(np.int64)
+    scores = np.zeros(len(positions))
+    for row, position in enumerate(positions):
+        gradients = _gradient(model, pool, int(position), layers)
+        scores[row] = -sum(float((gradients[name] * u).sum()) for name, u in direction.items())
+    return positions, scores
+
+
+def _gradient(
+    model: Any, pool: Pool, position: int, layers: tuple[Layer, ...]
+) -> dict[str, Tensor]:
+    """Gradient of the mean token loss: layer -> [out, in (+ 1)]."""
+    device = layers[0].module.weight.device
+    tokens = torch.from_numpy(pool.input_ids[position].astype(np.int64)).to(device)[None]
+    labels = torch.from_numpy(pool.labels[position].astype(np.int64)).to(device)[1:]
+    (kept,) = torch.where(labels != IGNORED)
+    logits = model(input_ids=tokens, use_cache=False, logits_to_keep=kept).logits[0]
+    weights = [
+        p for layer in layers for p in (layer.module.weight, layer.module.bias) if p is not None
+    ]
+    parts = iter(torch.autograd.grad(cross_entropy(logits, labels[kept]), weights))
+    gradients = {}
+    for layer in layers:
+        weight = next(parts)
+        bias = [] if layer.module.bias is None else [next(parts)[:, None]]
+        gradients[layer.name] = torch.cat([weight, *bias], dim=1)
+    return gradients
 
 
 def repeated(pool: Pool, size: int) -> Pool:
@@ -316,21 +281,35 @@ def repeated(pool: Pool, size: int) -> Pool:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds that `work` takes, the device's included."""
+    """Seconds that `work` takes, including the device's."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    begin = time.perf_counter()
     work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - begin
 
 
 def peak_mb() -> float:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Largest resident memory of this process so far; Linux only.
+
+    Not `ru_maxrss`, which a process inherits from the one that starts it.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def _new(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    return folder
+def main(job: Mapping[str, Any], folder: Path) -> None:
+    """Do one job; the module's docstring describes it and its files."""
+    torch.set_num_threads(job["threads"])
+    workload = WORKLOADS[job["workload"]]
+    if job["engine"] == PERPLEXITY:
+        result = perplexity(Path(job["source"]), workload)
+    else:
+        result = run(job, workload, folder)
+    (folder / "result.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2]))

@@ -1,11 +1,12 @@
-"""Who runs when, and what the repetitions amount to; free of torch, so that children start small.
+"""Runs engines in turns, compares their numbers, and writes the table; free of torch.
 
 Every measurement is a fresh process. Repetitions are interleaved (A B C A B C ...), so that a slow
-minute of the machine falls on every engine alike; what is quoted is the median.
+minute of the machine affects every engine alike; reported are medians.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -17,61 +18,31 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from harness.studies.speed.workload import Workload
+from harness.studies.speed.workload import LONG, PERPLEXITY, Workload
 
-PERPLEXITY = "perplexity"
-SIZES = (500, 5000)
+POOL_SIZES = (500, 5000)
 """Pool sizes between which our memory has to stay flat."""
-ALONE = 1 << 12
-"""Tokens of an example from which on only our scores are compared with exact ones: each takes
-seconds there."""
+SAME_LABELS = {"fisher": "empirical", "loss": "sum"}
+"""Settings under which all engines define the same scores: no drawn label, sums over tokens."""
+QUANTITIES = {
+    "total": "total_s",
+    "fit": "fit_s",
+    "score": "score_s",
+    "peak": "peak_mb",
+    "peak on the GPU": "peak_device_mb",
+}
+COLUMNS = {
+    "fit_s": ("fit, s", ".2f"),
+    "score_s": ("score, s", ".2f"),
+    "total_s": ("total, s", ".2f"),
+    "peak_mb": ("peak, MB", ".0f"),
+    "peak_device_mb": ("peak on the GPU, MB", ".0f"),
+    "spearman_exact": ("Spearman with exact", ".6f"),
+}
 
-SIZE_FIELDS = ("pool", "queries", "max_tokens", "batch_size", "device", "dtype")
-
-Result = dict[str, float]
-
-
-def order(names: Sequence[str], repeats: int) -> Iterator[tuple[int, str]]:
-    """Repetition and name, one round of all names after the other."""
-    return ((number, name) for number in range(repeats) for name in names)
-
-
-def medians(runs: Sequence[Mapping[str, float]]) -> Result:
-    """Median of every number over repetitions that all have the same ones."""
-    if not runs:
-        raise ValueError("there are no repetitions; expected at least one")
-    if any(set(run) != set(runs[0]) for run in runs):
-        raise ValueError("repetitions differ in what they measured; expected the same numbers")
-    return {name: float(median(run[name] for run in runs)) for name in runs[0]}
-
-
-def ratios(passes: Mapping[str, float], engines: Mapping[str, Mapping[str, float]]) -> Result:
-    """How many times as long others take as `ours`, and our pass in units of a perplexity pass."""
-    ours = engines["ours"]
-    found = {}
-    for name, own in engines.items():
-        if name == "ours":
-            continue
-        short = "" if name == "kronfluence" else f"_{name}"
-        found[f"ratio{short or '_total'}"] = own["total_s"] / ours["total_s"]
-        found[f"ratio_score{short}"] = own["score_s"] / ours["score_s"]
-        found[f"ratio_fit{short}"] = own["fit_s"] / ours["fit_s"]
-        found[f"ratio_peak{short}"] = own["peak_mb"] / ours["peak_mb"]
-        if "peak_device_mb" in own:
-            memory = own["peak_device_mb"] / ours["peak_device_mb"]
-            found[f"ratio_peak_device{short}"] = memory
-    for kind, name in (("", "perplexity_pass_s"), ("_best", "perplexity_pass_best_s")):
-        found[f"score_over_perplexity{kind}"] = ours["pass_one_s"] / passes[name]
-        found[f"score_two_over_perplexity{kind}"] = ours["pass_two_s"] / passes[name]
-    return found
-
-
-def spearman(left: Sequence[float], right: Sequence[float]) -> float:
-    """Rank correlation."""
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(left, right).statistic)
+Numbers = dict[str, float]
 
 
 @dataclass
@@ -83,20 +54,21 @@ class Bench:
     folder: Path
     threads: int
     limit: float | None = None
-    """Seconds that one process may take, its imports, loading and exact scores included."""
+    """Seconds that one process may take, including imports, loading and exact scores."""
 
-    def process(self, name: str, **job: Any) -> Path:
-        """Run one job; RuntimeError with its last words, or the limit, where it fails."""
-        out = self.folder / name
-        out.mkdir(parents=True)
-        asked = {
+    def run(self, engine: str, name: str, **job: Any) -> Path:
+        """Run one job in its own process; RuntimeError with its last words, or the limit."""
+        folder = self.folder / name
+        folder.mkdir(parents=True)
+        job |= {
+            "engine": engine,
             "workload": self.workload.name,
             "source": str(self.source),
             "threads": self.threads,
         }
-        (out / "job.json").write_text(json.dumps(asked | job) + "\n", encoding="utf-8")
-        paths = (str(out / "job.json"), str(out))
-        command = [sys.executable, "-m", "harness.studies.speed.process", *paths]
+        (folder / "job.json").write_text(json.dumps(job) + "\n", encoding="utf-8")
+        paths = (str(folder / "job.json"), str(folder))
+        command = [sys.executable, "-m", "harness.studies.speed.engines", *paths]
         variables = environment(self.threads)
         try:
             done = subprocess.run(
@@ -106,11 +78,7 @@ class Bench:
             raise RuntimeError(f"did not finish within {self.limit:.0f} s") from error
         if done.returncode:
             raise RuntimeError(f"{self.workload.name}, {name}: {done.stderr.strip()[-2000:]}")
-        return out
-
-    def run(self, engine: str, name: str, **job: Any) -> Path:
-        """One run of an engine."""
-        return self.process(name, work="run", engine=engine, **job)
+        return folder
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -120,109 +88,175 @@ def environment(threads: int) -> dict[str, str]:
     return {**os.environ, **fixed, **dict.fromkeys(counts, str(threads))}
 
 
-def result(folder: Path) -> dict[str, Any]:
-    """What a process measured."""
-    found: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    return found
-
-
 def compare(bench: Bench, engines: Sequence[str], repeats: int, extras: bool) -> dict[str, Any]:
     """Everything about one workload, ready for JSON.
 
-    `extras`: also the agreement between engines and the memory at two sizes of the pool.
+    `extras`: also the agreement between engines on the same labels, and our memory at two sizes of
+    the pool.
     """
-    folders, failed = _runs(bench, engines, repeats)
-    runs = {name: [result(folder) for folder in found] for name, found in folders.items()}
-    summary = {name: medians(found) for name, found in runs.items()}
-    passes = summary.pop(PERPLEXITY)
-    firsts = {name: folders[name][0] for name in engines if name in folders}
-    for name, values in _exact(bench, firsts).items():
-        summary[name] |= values
-    found: dict[str, Any] = {"sizes": _sizes(bench.workload)}
-    found |= {**passes, **summary, **ratios(passes, summary), "failed": failed}
-    found["agreement"] = {"as_timed": _pairs({n: _scores(f) for n, f in firsts.items()})}
+    folders, failed = _repetitions(bench, engines, repeats)
+    runs = {name: [_result(folder) for folder in found] for name, found in folders.items()}
+    numbers = {name: medians(results) for name, results in runs.items()}
+    passes = numbers.pop(PERPLEXITY)
+    first = {name: folders[name][0] for name in numbers}
+    for name, folder in first.items():
+        numbers[name] |= _against_exact(folder)
+    sizes = asdict(bench.workload)
+    report: dict[str, Any] = {
+        "sizes": {name: sizes[name] for name in sizes if name not in ("name", "random")},
+        **passes,
+        "engines": numbers,
+        "ratios": ratios(numbers),
+        "passes_over_perplexity": {
+            name: numbers["ours"][f"{name}_s"] / passes["perplexity_pass_s"]
+            for name in ("pass_one", "pass_two")
+        },
+        "failed": failed,
+        "agreement": {"as_timed": _agreement(first)},
+    }
     if extras:
-        found["agreement"]["same_labels"] = _pairs(_same_labels(bench, engines))
-        found["flat_memory"] = {
-            str(size): result(bench.run("ours", f"ours-of-{size}", examples=size))["peak_mb"]
-            for size in SIZES
+        same = {e: bench.run(e, f"{e}-same-labels", **SAME_LABELS) for e in first}
+        report["agreement"]["same_labels"] = _agreement(same)
+        report["peak_mb_by_pool"] = {
+            str(size): _result(bench.run("ours", f"ours-of-{size}", examples=size))["peak_mb"]
+            for size in POOL_SIZES
         }
-    return found | {"repetitions": runs}
+    return report | {"repetitions": runs}
 
 
-def _runs(
+def medians(runs: Sequence[Mapping[str, float]]) -> Numbers:
+    """Median of every number over repetitions that all have the same ones."""
+    return {name: float(median(run[name] for run in runs)) for name in runs[0]}
+
+
+def ratios(numbers: Mapping[str, Numbers]) -> dict[str, Numbers]:
+    """How many times our seconds and megabytes each other engine takes."""
+    ours = numbers["ours"]
+    return {
+        name: {title: theirs[key] / ours[key] for title, key in QUANTITIES.items() if key in theirs}
+        for name, theirs in numbers.items()
+        if name != "ours"
+    }
+
+
+def spearman(left: npt.ArrayLike, right: npt.ArrayLike) -> float:
+    """Rank correlation."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(left, right).statistic)
+
+
+def _repetitions(
     bench: Bench, engines: Sequence[str], repeats: int
 ) -> tuple[dict[str, list[Path]], dict[str, str]]:
-    """Folders of all repetitions, and why a peer has none or no more of them: its last words.
+    """Folders of all repetitions, and the error of every peer that failed: it is not run again.
 
-    Where we fail, or the pass that others are measured by, nothing is left to compare.
+    A failure of our engine, or of the perplexity pass, ends the bench.
     """
     folders: dict[str, list[Path]] = {name: [] for name in (PERPLEXITY, *engines)}
     failed: dict[str, str] = {}
-    device = bench.workload.device
-    for number, name in order(list(folders), repeats):
-        if name in failed:
-            continue
-        label = f"{name}-{number}"
-        kept = {}
-        if number == 0 and device == "cpu":
-            kept = {"keep_factors": True}
-        elif number == 0 and (name == "ours" or bench.workload.max_tokens < ALONE):
-            kept = {"exact": True}
-        try:
-            if name == PERPLEXITY:
-                folders[name].append(bench.process(label, work=PERPLEXITY))
-            else:
-                folders[name].append(bench.run(name, label, **kept))
-        except RuntimeError as error:
-            if name in (PERPLEXITY, "ours"):
-                raise
-            failed[name] = str(error)
+    for number in range(repeats):
+        for name in folders:
+            if name in failed:
+                continue
+            checked = name != PERPLEXITY and number == 0
+            checked &= name == "ours" or bench.workload.max_tokens < LONG
+            try:
+                folders[name].append(bench.run(name, f"{name}-{number}", exact=checked))
+            except RuntimeError as error:
+                if name in (PERPLEXITY, "ours"):
+                    raise
+                failed[name] = str(error)
     return {name: found for name, found in folders.items() if found}, failed
 
 
-def _sizes(workload: Workload) -> dict[str, Any]:
-    """What a reader of numbers has to know about the workload."""
-    told = asdict(workload)
-    return {name: told[name] for name in SIZE_FIELDS} | {"shape": told["shape"]}
+def _result(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return result
 
 
-def _scores(folder: Path) -> Any:
-    return np.load(folder / "scores.npy", allow_pickle=False)
+def _scores(folder: Path) -> npt.NDArray[np.float64]:
+    scores: npt.NDArray[np.float64] = np.load(folder / "scores.npy", allow_pickle=False)
+    return scores
 
 
-def _exact(bench: Bench, firsts: Mapping[str, Path]) -> dict[str, Result]:
-    """Each engine's scores beside exact ones under its own curvature: on how many examples,
-    Spearman, and the length of the difference relative to that of the exact scores."""
-    exact: dict[str, Any] = {}
-    if bench.workload.device == "cpu":
-        folders = {name: str(folder) for name, folder in firsts.items()}
-        exact = result(bench.process("exact", work="exact", factors=folders))
-    for folder in firsts.values():
-        if (folder / "exact.json").exists():
-            exact |= json.loads((folder / "exact.json").read_text(encoding="utf-8"))
-    found = {}
-    for name, expected in exact.items():
-        own = _scores(firsts[name])
-        own = own[np.linspace(0, len(own) - 1, len(expected)).round().astype(int)]
-        found[name] = {
-            "exact_examples": float(len(expected)),
-            "spearman_exact": spearman(own, expected),
-            "error_exact": float(np.linalg.norm(own - expected) / np.linalg.norm(expected)),
-        }
-    return found
+def _against_exact(folder: Path) -> Numbers:
+    """An engine's scores and exact ones under its own curvature: Spearman, and the length of the
+    difference relative to that of the exact scores."""
+    if not (folder / "exact.npz").exists():
+        return {}
+    with np.load(folder / "exact.npz", allow_pickle=False) as exact:
+        positions, expected = exact["positions"], exact["scores"]
+    scores = _scores(folder)[positions]
+    return {
+        "exact_examples": float(len(expected)),
+        "spearman_exact": spearman(scores, expected),
+        "error_exact": float(np.linalg.norm(scores - expected) / np.linalg.norm(expected)),
+    }
 
 
-def _same_labels(bench: Bench, engines: Sequence[str]) -> dict[str, Any]:
-    """Scores where nothing is left to differ: the data's own labels, sums over tokens."""
-    settings = {"fisher": "empirical", "loss": "sum"}
-    return {name: _scores(bench.run(name, f"{name}-same-labels", **settings)) for name in engines}
-
-
-def _pairs(scores: Mapping[str, Any]) -> Result:
-    names = list(scores)
+def _agreement(folders: Mapping[str, Path]) -> Numbers:
+    """Spearman of the scores of every two engines."""
+    scores = {name: _scores(folder) for name, folder in folders.items()}
     return {
         f"{left}/{right}": spearman(scores[left], scores[right])
-        for i, left in enumerate(names)
-        for right in names[i + 1 :]
+        for left, right in itertools.combinations(scores, 2)
     }
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """One table per workload, with what else was measured below it."""
+    machine, repeats = report["machine"], report["repeats"]
+    where = [machine[key] for key in ("gpu", "processor") if key in machine]
+    runs = "one run" if repeats == 1 else f"medians of {repeats} interleaved repetitions"
+    lines = [
+        f"{', '.join(where)}, {report['threads']} threads, torch {machine['packages']['torch']}, "
+        f"{runs}, each in a process of its own.",
+    ]
+    for name, workload in report["workloads"].items():
+        numbers = workload["engines"]
+        memory = "peak_mb" if "peak_device_mb" in numbers["ours"] else "peak_device_mb"
+        columns = {key: column for key, column in COLUMNS.items() if key != memory}
+        lines += ["", f"### {name}", ""]
+        lines.append("| engine | " + " | ".join(title for title, _ in columns.values()) + " |")
+        lines.append("|:--" + "|--:" * len(columns) + "|")
+        for engine in report["engines"]:
+            row = numbers.get(engine, {})
+            cells = [format(row[key], style) if key in row else "-" for key, (_, style) in
+                     columns.items()]  # fmt: skip
+            lines.append(f"| {engine} | " + " | ".join(cells) + " |")
+        lines += ["", *(f"- {note}" for note in _notes(workload))]
+    return "\n".join(lines) + "\n"
+
+
+def _notes(workload: Mapping[str, Any]) -> Iterator[str]:
+    sizes, one_two = workload["sizes"], workload["passes_over_perplexity"]
+    yield (
+        f"{sizes['pool']} examples, {sizes['queries']} queries, at most {sizes['max_tokens']} "
+        f"tokens each, batches of {sizes['batch_size']}, {sizes['dtype']}"
+    )
+    yield (
+        f"a perplexity pass by transformers takes {workload['perplexity_pass_s']:.2f} s; in this "
+        f"unit our pass over the pool takes {one_two['pass_one']:.2f} along one direction and "
+        f"{one_two['pass_two']:.2f} along two"
+    )
+    for name, error in workload["failed"].items():
+        yield f"{name} failed: {error.splitlines()[-1]}"
+    for name, numbers in workload["engines"].items():
+        if "error_exact" in numbers:
+            yield (
+                f"{name}: relative error {numbers['error_exact']:.1e} against exact scores of "
+                f"{numbers['exact_examples']:.0f} examples"
+            )
+    for name, values in workload["ratios"].items():
+        yield f"{name} over ours: {_listed(values, '.2f')}"
+    for kind, values in workload["agreement"].items():
+        if values:
+            yield f"Spearman between engines, {kind.replace('_', ' ')}: {_listed(values, '.5f')}"
+    if "peak_mb_by_pool" in workload:
+        peaks = _listed(workload["peak_mb_by_pool"], ".0f")
+        yield f"our peak memory in MB by examples in the pool: {peaks}"
+
+
+def _listed(values: Mapping[str, float], style: str) -> str:
+    return ", ".join(f"{name} {value:{style}}" for name, value in values.items())

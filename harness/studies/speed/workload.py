@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import shutil
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from harness.data.items import numbered_lines
-from harness.data.pool import Pool
+from harness.data.pool import IGNORED, Pool
+from harness.experiment.progress import no_progress
 from harness.experiment.store import Store, digest
 
+PERPLEXITY = "perplexity"
+"""Measured beside the engines: one forward pass over the pool, the unit of their costs."""
 WARM_UP = (8, 2)
-"""Examples of the pool and queries of the first, untimed run."""
+"""Examples of the pool and queries in the first, untimed run."""
+LONG = 4096
+"""Tokens per example from which exact scores are costly: they take seconds per example and
+activations that do not fit, so that attention is recomputed and only our scores are checked."""
 DATA, TOKENIZER = "COTSIEVE_REAL_DATA", "COTSIEVE_REAL_TOKENIZER"
 VERSION = 2
 
@@ -32,7 +41,7 @@ class Shape:
     layers: int
     heads: int
     key_value_heads: int
-    vocabulary: int | None = None  # None: of the tokenizer, rounded up to 64
+    vocabulary: int | None = None  # None: the tokenizer's, rounded up to a multiple of 64
 
     @property
     def body(self) -> int:
@@ -46,8 +55,8 @@ class Shape:
 class Workload:
     """`batch_size` examples per batch in every engine; `shape` None: the testbed's base model.
 
-    `max_tokens`: examples are cut there; for `random` workloads, their exact length. Those have a
-    folder `warm` too: one layer of the same widths but for the MLP's, and a few examples.
+    `max_tokens`: examples are truncated to it; for `random` workloads, their exact length. Those
+    also have a folder `warm`: one layer of the same width, with a narrower MLP, and a few examples.
     """
 
     name: str
@@ -61,28 +70,9 @@ class Workload:
     dtype: str = "float32"
 
 
-# Half of a billion and one and a half billion parameters, as in Qwen2.5.
-_HALF = Shape(896, 4864, 24, 14, 2, vocabulary=151936)
-_LARGE = Shape(1536, 8960, 28, 12, 2, vocabulary=151936)
-
-WORKLOADS: Mapping[str, Workload] = {
-    w.name: w
-    for w in (
-        Workload("testbed", pool=768, queries=64, max_tokens=256, batch_size=64),
-        # With 50,000 tokens in the vocabulary a third of the weights are in the body.
-        Workload(
-            "qwen2-10m",
-            pool=512,
-            queries=64,
-            max_tokens=256,
-            batch_size=16,
-            shape=Shape(hidden=128, intermediate=512, layers=14, heads=4, key_value_heads=2),
-        ),
-    )
-}
-
-GPU_WORKLOADS: Mapping[str, Workload] = {
-    f"{name}-{length // 1024}k": Workload(
+def _random_on_gpu(name: str, shape: Shape, length: int) -> Workload:
+    """As many tokens whatever the length of an example."""
+    return Workload(
         f"{name}-{length // 1024}k",
         pool=256 * 1024 // length,
         queries=16 * 1024 // length,
@@ -93,19 +83,36 @@ GPU_WORKLOADS: Mapping[str, Workload] = {
         device="cuda",
         dtype="bfloat16",
     )
-    for name, shape in (("qwen2.5-0.5b", _HALF), ("qwen2.5-1.5b", _LARGE))
-    for length in (1024, 8192)
+
+
+_HALF_BILLION = Shape(896, 4864, 24, 14, 2, vocabulary=151936)
+_ONE_AND_A_HALF = Shape(1536, 8960, 28, 12, 2, vocabulary=151936)
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("testbed", pool=768, queries=64, max_tokens=256, batch_size=64),
+        # With a vocabulary of 50,000, a third of the weights are in the body.
+        Workload(
+            "qwen2-10m",
+            pool=512,
+            queries=64,
+            max_tokens=256,
+            batch_size=16,
+            shape=Shape(hidden=128, intermediate=512, layers=14, heads=4, key_value_heads=2),
+        ),
+        *(_random_on_gpu("qwen2.5-0.5b", _HALF_BILLION, length) for length in (1024, 8192)),
+        *(_random_on_gpu("qwen2.5-1.5b", _ONE_AND_A_HALF, length) for length in (1024, 8192)),
+    )
 }
 
 
 def prepare(workload: Workload, store: Store) -> Path:
     """The folder of a prepared workload; ValueError where it needs data that are not there."""
     inputs = {"version": VERSION, **asdict(workload)}
-    real = workload.shape is not None and not workload.random
-    if real:
+    if workload.shape is not None and not workload.random:
         inputs |= {name: str(folder_of(name, workload.name)) for name in (DATA, TOKENIZER)}
-    made = store.make("bench", digest(inputs), inputs, lambda work: _build(workload, store, work))
-    return made.folder
+    build = partial(_build, workload, store)
+    return store.make("bench", digest(inputs), inputs, build).folder
 
 
 def folder_of(variable: str, workload: str) -> Path:
@@ -135,23 +142,25 @@ def load_model(folder: Path, workload: Workload, kernel: str) -> Any:
     return model.to(workload.device).eval()
 
 
-def _build(workload: Workload, store: Store, work: Path) -> dict[str, Any]:
+def _build(workload: Workload, store: Store, folder: Path) -> dict[str, Any]:
     if workload.shape is None:
-        pool, queries = _testbed(workload, store, work / "model")
+        pool, queries = _testbed(workload, store, folder / "model")
     elif workload.random:
-        pool, queries = _random(workload, workload.shape, work / "model")
-        _warm(workload, workload.shape, work / "warm")
+        pool, queries = _random(workload, workload.shape, folder / "model")
+        _warm(workload, workload.shape, folder / "warm")
     else:
-        pool, queries = _real(workload, workload.shape, work / "model")
-    for name, made in (("pool", pool), ("queries", queries)):
-        (work / name).mkdir()
-        made.save(work / name)
+        pool, queries = _real(workload, workload.shape, folder / "model")
+    _save(folder, pool, queries)
     return {"tokens": int(sum(len(tokens) for tokens in pool.input_ids))}
 
 
-def _testbed(workload: Workload, store: Store, folder: Path) -> tuple[Pool, Pool]:
-    import shutil
+def _save(folder: Path, pool: Pool, queries: Pool) -> None:
+    for name, examples in (("pool", pool), ("queries", queries)):
+        (folder / name).mkdir()
+        examples.save(folder / name)
 
+
+def _testbed(workload: Workload, store: Store, folder: Path) -> tuple[Pool, Pool]:
     from transformers import AutoTokenizer
 
     from harness.data import testbed
@@ -161,13 +170,13 @@ def _testbed(workload: Workload, store: Store, folder: Path) -> tuple[Pool, Pool
         "bench-base",
         digest(asdict(spec)),
         asdict(spec),
-        lambda work: {"loss": testbed.train_base(spec, work, _quiet)["final_loss"]},
+        lambda work: {"loss": testbed.train_base(spec, work, no_progress)["final_loss"]},
     )
     shutil.copytree(base.folder, folder, ignore=shutil.ignore_patterns("meta.json"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    rows = testbed.make_pool(testbed.PoolSpec(workload.pool))
-    asked = testbed.make_queries(workload.queries, 0)
-    return _tokenised(rows, tokenizer, workload), _tokenised(asked, tokenizer, workload)
+    pool = testbed.make_pool(testbed.PoolSpec(workload.pool))
+    queries = testbed.make_queries(workload.queries, 0)
+    return _tokenised(pool, tokenizer, workload), _tokenised(queries, tokenizer, workload)
 
 
 def _real(workload: Workload, shape: Shape, folder: Path) -> tuple[Pool, Pool]:
@@ -178,7 +187,7 @@ def _real(workload: Workload, shape: Shape, folder: Path) -> tuple[Pool, Pool]:
     tokenizer = AutoTokenizer.from_pretrained(source)
     _save_random(shape, len(tokenizer), workload, folder)
     tokenizer.save_pretrained(folder)
-    found = []
+    pools = []
     for name, count in (("train", workload.pool), ("test", workload.queries)):
         lines = [line for _, line in numbered_lines(data / f"gsm8k_{name}.jsonl")]
         chosen = lines[:: len(lines) // count][:count]
@@ -186,32 +195,29 @@ def _real(workload: Workload, shape: Shape, folder: Path) -> tuple[Pool, Pool]:
             {"id": f"{name}{i}", "prompt": f"{row['question']}\n", "response": row["answer"]}
             for i, row in enumerate(map(json.loads, chosen))
         ]
-        found.append(_tokenised(rows, tokenizer, workload))
-    return found[0], found[1]
+        pools.append(_tokenised(rows, tokenizer, workload))
+    return pools[0], pools[1]
 
 
 def _random(workload: Workload, shape: Shape, folder: Path) -> tuple[Pool, Pool]:
-    """Random tokens, as frequent as Zipf's law has words, a quarter of each example a prompt; all
-    of one length."""
-    import numpy as np
-
-    from harness.data.pool import IGNORED
+    """Random tokens with Zipf's frequencies, a quarter of each example a prompt, all of one
+    length."""
     from harness.data.testbed import build_tokenizer
 
     _save_random(shape, 0, workload, folder)
-    build_tokenizer(folder)  # bergson asks for one; it is not used
+    build_tokenizer(folder)  # required by bergson, which does not use it
     rng = np.random.default_rng(0)
     assert shape.vocabulary is not None
-    chances = 1 / np.arange(1, shape.vocabulary + 1)
-    chances /= chances.sum()
-    found = []
+    probabilities = 1 / np.arange(1, shape.vocabulary + 1)
+    probabilities /= probabilities.sum()
+    pools = []
     for prefix, count in (("d", workload.pool), ("q", workload.queries)):
         size = (count, workload.max_tokens)
-        tokens = rng.choice(shape.vocabulary, size, p=chances).astype(np.int32)
+        tokens = rng.choice(shape.vocabulary, size, p=probabilities).astype(np.int32)
         labels = tokens.copy()
         labels[:, : workload.max_tokens // 4] = IGNORED
-        found.append(Pool(tuple(f"{prefix}{i}" for i in range(count)), (*tokens,), (*labels,)))
-    return found[0], found[1]
+        pools.append(Pool(tuple(f"{prefix}{i}" for i in range(count)), (*tokens,), (*labels,)))
+    return pools[0], pools[1]
 
 
 def _warm(workload: Workload, shape: Shape, folder: Path) -> None:
@@ -219,9 +225,7 @@ def _warm(workload: Workload, shape: Shape, folder: Path) -> None:
     pool, queries = WARM_UP
     small = replace(shape, layers=1, intermediate=2 * shape.hidden)
     few = replace(workload, pool=pool, queries=queries, shape=small)
-    for name, made in zip(("pool", "queries"), _random(few, small, folder / "model"), strict=True):
-        (folder / name).mkdir()
-        made.save(folder / name)
+    _save(folder, *_random(few, small, folder / "model"))
 
 
 def _save_random(shape: Shape, tokens: int, workload: Workload, folder: Path) -> None:
@@ -248,10 +252,6 @@ def _tokenised(rows: list[Any], tokenizer: Any, workload: Workload) -> Pool:
     from harness.data.dataset import Report, tokenise
     from harness.experiment.config import DataConfig
 
-    config = DataConfig(dataset="testbed:", id="id", template="{prompt}")  # rows are at hand
+    config = DataConfig(dataset="testbed:", id="id", template="{prompt}")  # rows are in memory
     report = Report(workload.name, rows=len(rows))
     return tokenise(rows, config, tokenizer, workload.max_tokens, report)
-
-
-def _quiet(items: Iterable[Any], description: str = "", total: int | None = None) -> Iterable[Any]:
-    return items

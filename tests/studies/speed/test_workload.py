@@ -1,22 +1,16 @@
 """Shapes of the measured models, what is refused, and one engine from end to end on a toy."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from harness.experiment.store import Store
-from harness.studies.speed.__main__ import main, processor
-from harness.studies.speed.workload import (
-    GPU_WORKLOADS,
-    WORKLOADS,
-    Shape,
-    Workload,
-    load,
-    load_model,
-    prepare,
-)
+from harness.studies.speed import __main__ as command
+from harness.studies.speed.__main__ import main
+from harness.studies.speed.workload import WORKLOADS, Shape, Workload, load, load_model, prepare
+
+GPU = {name: workload for name, workload in WORKLOADS.items() if workload.device == "cuda"}
 
 TOY = Workload(
     "toy",
@@ -63,14 +57,14 @@ def test_the_small_model_has_ten_million_parameters_a_third_in_its_body():
 
 
 def test_the_large_models_have_the_size_of_their_name():
-    sizes = {name: parameters(w.shape, w.shape.vocabulary) for name, w in GPU_WORKLOADS.items()}
+    sizes = {name: parameters(w.shape, w.shape.vocabulary) for name, w in GPU.items()}
     assert set(sizes) == {f"qwen2.5-{s}-{k}" for s in ("0.5b", "1.5b") for k in ("1k", "8k")}
     assert all(0.45e9 < size < 0.55e9 for name, size in sizes.items() if "0.5b" in name)
     assert all(1.5e9 < size < 1.6e9 for name, size in sizes.items() if "1.5b" in name)
 
 
 def test_gpu_workloads_hold_as_many_tokens_whatever_the_length():
-    assert {w.pool * w.max_tokens for w in GPU_WORKLOADS.values()} == {256 * 1024}
+    assert {w.pool * w.max_tokens for w in GPU.values()} == {256 * 1024}
 
 
 def test_a_prepared_workload_is_made_once(prepared, tmp_path):
@@ -97,47 +91,58 @@ def test_unknown_workloads_are_named(capsys):
     assert "'nothing' does not exist; expected one of testbed" in capsys.readouterr().err
 
 
-def test_the_processor_is_read_from_the_system(tmp_path):
-    about = tmp_path / "cpuinfo"
-    about.write_text("vendor_id\t: Some\nmodel name\t: Some Processor 9\n")
-    assert processor(about) == "Some Processor 9"
-    assert processor(tmp_path / "missing")
+def job(prepared, **settings):
+    return {"engine": "ours", "workload": "toy", "source": str(prepared), "threads": 1, **settings}
+
+
+def exact(prepared, folder, monkeypatch):
+    """Positions, exact scores and our scores there."""
+    from harness.studies.speed import engines
+
+    monkeypatch.setitem(engines.WORKLOADS, "toy", TOY)
+    engines.main(job(prepared, exact=True), folder)
+    stored = np.load(folder / "exact.npz")
+    scores = np.load(folder / "scores.npy")[stored["positions"]]
+    return stored["positions"].tolist(), stored["scores"], scores
 
 
 def test_our_scores_are_exact_under_our_own_curvature(prepared, tmp_path, monkeypatch):
-    from harness.studies.speed import engines, exact, process
-
-    monkeypatch.setitem(process.WORKLOADS, "toy", TOY)
-    out = tmp_path / "out"
-    out.mkdir()
-    job = {
-        "work": "run",
-        "engine": "ours",
-        "workload": "toy",
-        "source": str(prepared),
-        "threads": 1,
-        "keep_factors": True,
-    }
-    process.main(job, out)
-    found = exact.scores(prepared, TOY, {"ours": process._read(out)}, engines.DAMPING)["ours"]
-    scores = np.load(out / "scores.npy")
-    np.testing.assert_allclose(scores, found, rtol=1e-3, atol=1e-4 * np.abs(found).max())
+    positions, expected, scores = exact(prepared, tmp_path, monkeypatch)
+    assert positions == list(range(TOY.pool))
+    np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
-def test_exact_scores_are_made_where_factors_are_not_written(prepared, tmp_path, monkeypatch):
-    from harness.studies.speed import exact, process
+def test_of_a_large_model_with_long_examples_a_few_are_scored(prepared, tmp_path, monkeypatch):
+    from harness.studies.speed import engines
 
-    monkeypatch.setitem(process.WORKLOADS, "toy", TOY)
-    # As of a large model with long examples: few of them, layer by layer.
-    monkeypatch.setattr(exact, "LARGE", 1)
-    monkeypatch.setattr(exact, "TOKENS", 6 * TOY.max_tokens)
-    monkeypatch.setattr(exact, "LONG", 1)
-    job = {"work": "run", "engine": "ours", "workload": "toy", "source": str(prepared)}
-    process.main({**job, "threads": 1, "exact": True}, tmp_path)
-    assert not (tmp_path / "factors.safetensors").exists()
-    expected = json.loads((tmp_path / "exact.json").read_text())["ours"]
-    scores = np.load(tmp_path / "scores.npy")[exact.positions(TOY.pool, 6)]
-    np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-4 * np.abs(scores).max())
+    monkeypatch.setattr(engines, "LARGE", 1)
+    monkeypatch.setattr(engines, "LARGE_TOKENS", 6 * TOY.max_tokens)
+    monkeypatch.setattr(engines, "LONG", 1)
+    positions, expected, scores = exact(prepared, tmp_path, monkeypatch)
+    assert positions == [0, 5, 9, 14, 18, 23]
+    np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_seconds_and_memory_of_an_engine_and_of_the_perplexity_pass(
+    prepared, tmp_path, monkeypatch
+):
+    import json
+
+    from harness.studies.speed import engines
+
+    monkeypatch.setitem(engines.WORKLOADS, "toy", TOY)
+    results = {}
+    for name in ("ours", "perplexity"):
+        folder = tmp_path / name
+        folder.mkdir()
+        engines.main(job(prepared, engine=name, examples=30), folder)
+        results[name] = json.loads((folder / "result.json").read_text())
+    ours = results["ours"]
+    assert ours["total_s"] == ours["fit_s"] + ours["score_s"] > 0
+    assert ours["peak_mb"] >= ours["loaded_mb"] > 50
+    assert {"pass_one_s", "pass_two_s", "fit_cpu_s", "score_cpu_s"} <= set(ours)
+    assert len(np.load(tmp_path / "ours/scores.npy")) == 30
+    assert set(results["perplexity"]) == {"perplexity_pass_s"}
 
 
 def test_the_first_run_sees_one_layer_of_the_same_width(prepared):
@@ -148,28 +153,9 @@ def test_the_first_run_sees_one_layer_of_the_same_width(prepared):
 
 
 def test_gpu_workloads_are_refused_without_a_gpu(capsys, monkeypatch):
-    monkeypatch.setattr("harness.studies.speed.__main__.has_cuda", lambda: False)
+    monkeypatch.setattr(command, "gpu_name", lambda: None)
     assert main(["influence", "--workload", "qwen2.5-0.5b-8k"]) == 2
     assert "needs a CUDA device" in capsys.readouterr().err
-
-
-def test_perplexity_passes_agree_on_what_they_compute(prepared):
-    import torch
-
-    from harness.influence.batches import batches
-    from harness.studies.speed import engines
-    from harness.studies.speed.workload import load_model
-
-    model = load_model(prepared, TOY, "sdpa")
-    pool, _ = load(prepared)
-    for batch in batches(pool, 5, torch.device("cpu")):
-        with torch.no_grad():
-            found = engines._mean_losses(model, batch)
-            for row, loss in enumerate(found):
-                plain = model(
-                    input_ids=batch.input_ids[row][None], labels=batch.labels[row][None]
-                ).loss
-                assert float(loss) == pytest.approx(float(plain), rel=1e-5)
 
 
 def test_a_pool_is_repeated_under_new_ids(prepared):
@@ -185,3 +171,10 @@ def test_a_pool_is_repeated_under_new_ids(prepared):
 def test_a_workload_is_cut_apart_by_its_own_settings(tmp_path):
     store = Store(tmp_path / "store")
     assert prepare(TOY, store) != prepare(replace(TOY, batch_size=6), store)
+
+
+def test_influence_on_three_engines_is_what_is_measured_by_default():
+    for arguments in ([], ["influence"]):
+        options = command.parser().parse_args(arguments)
+        assert (options.what, options.repeats, options.threads) == ("influence", 3, 2)
+    assert command.ENGINES == ("ours", "kronfluence", "bergson")
