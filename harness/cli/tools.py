@@ -332,10 +332,10 @@ def noise(
     engine_sequences: EngineSequences = None,
     batch_invariant: BatchInvariant = False,
 ) -> None:
-    """Evaluate one checkpoint again and again: how far does its accuracy move by itself?
+    """Evaluate one checkpoint repeatedly: how far does its accuracy move by itself?
 
-    Items come in another order each time, sampled answers with other seeds. A killed call is
-    continued by the same command.
+    Items come in another order each time, and answers are sampled with other seeds. After a kill,
+    the same command continues.
     """
     from harness.evaluation.environment import check_environment
 
@@ -347,17 +347,17 @@ def noise(
     from harness.experiment.paths import RESULTS
     from harness.running.display import Repetitions
     from harness.running.run import Run
-    from harness.studies import decode_noise as measured
+    from harness.studies import decode_noise
 
     made, stored = planned(experiment, task_data, batch_invariant), artefacts(store)
     results = RESULTS / made.experiment.name
     limits = Limits(engine_memory, engine_sequences, task_limit)
     run = Run(made, stored, results, workers=1, verbose=verbose, limits=limits)
-    found = measured.Noise(run, measured.chosen(made, stored, cell), repeats)
+    measurement = decode_noise.Noise(run, decode_noise.choose_cell(made, stored, cell), repeats)
     err = Console(stderr=True)
     view = Repetitions(err)
     try:
-        failed = found.make(view)
+        failed = measurement.make(view)
     except KeyboardInterrupt:
         view.end()
         err.print("Stopped. What is finished is stored; the same command continues from there.")
@@ -367,20 +367,21 @@ def noise(
     if failed is not None:
         err.print(Text(f"failed: {failed['message']}", style="red"), soft_wrap=True)
         raise typer.Exit(1)
-    entry = found.entry()
-    path = measured.write(entry, results)
+    entry = measurement.entry()
+    path = decode_noise.write(entry, results)
     if as_json:
         sys.stdout.write(json.dumps(entry, indent=1, ensure_ascii=False) + "\n")
         return
     out = Console()
-    for line in measured.head(entry):
+    for line in decode_noise.head(entry):
         out.print(Text(line), soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for number, column in enumerate(measured.columns(entry)):
+    columns, *rows = decode_noise.table(entry)
+    for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
-    for row in measured.rows(entry):
+    for row in rows:
         table.add_row(*map(Text, row))
     out.print(table)
-    for line in measured.notes(entry):
+    for line in decode_noise.notes(entry):
         out.print(Text(line), soft_wrap=True)
     out.print(Text(f"stored: {path}"), soft_wrap=True)

@@ -164,16 +164,19 @@ def test_the_cell_is_full_then_the_reference_then_base(world):
     made = world.plan()
     for row, cell in (("base", "base@0#0"), ("random", "random@0.5#0"), ("full", "full@1#0")):
         world.fill(row)
-        assert noise.chosen(made, world.store).name == cell
-    assert noise.chosen(made, world.store, "random@0.5#1").name == "random@0.5#1"
+        assert noise.choose_cell(made, world.store).name == cell
+    assert noise.choose_cell(made, world.store, "random@0.5#1").name == "random@0.5#1"
 
 
 def test_repetitions_that_agree_are_said_to_be_bitwise_the_same(world):
     world.fill("full")
     said = world.noise("--repeats", 3).stdout
     assert "full@1#0 of pretend: the same weights (abcdef012345) evaluated 3 times" in said
-    assert "hf 1.2 on cpu: float32, 128 sequences together, not batch-invariant" in said
-    assert "bitwise the same in all 3 repetitions: this engine, on this machine, has no" in said
+    assert "hf 1.2 on cpu: float32, at most 128 concurrent sequences, not batch-invariant" in said
+    assert (
+        "bitwise the same in all 3 repetitions: with these settings, this engine has no decode"
+        in said
+    )
     table = [line.split() for line in said.splitlines() if line.startswith(("chain", "all"))]
     assert table == [
         ["chain_far", "50.00", "0.00", "no", "interval", "50.00-50.00", "0/20", "0"],
@@ -208,7 +211,7 @@ def test_sampled_answers_get_seeds_and_the_binomial_deviation(world, monkeypatch
     monkeypatch.setenv("PRETEND_NOISE", "1")
     world.fill("full", SAMPLED)
     said = world.noise("--repeats", 3, text=SAMPLED).stdout
-    assert "2 sampled at temperature 0.8 per item" in said
+    assert "2 sampled answers per item at temperature 0.8" in said
     # Item 0 is wrong in one repetition of three, with both decodes: p = 2/3 of 6 draws.
     expected = np.sqrt((2 / 9) / 20 * 6 / 5 / 40)
     assert world.entry()["tasks"]["chain_far"]["binomial_sd"] == pytest.approx(expected)
