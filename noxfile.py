@@ -129,8 +129,8 @@ def lint(session: nox.Session) -> None:
     session.run("mypy")
 
 
-# Measured side by side with the influence engine. Without their own dependencies: those would bring
-# other builds of torch and torchvision, and what else is needed is named here.
+# Compared with the influence engine. Installed without their own dependencies, which would bring
+# other builds of torch and torchvision; what else they need is listed here.
 PEERS = (KRONFLUENCE[0], "bergson==2.5.1")
 PEERS_NEED = (
     *("einops>=0.8", "einconv>=0.1", "opt-einsum>=3.3"),
@@ -141,10 +141,10 @@ PEERS_NEED = (
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Compare the influence engine with others: `-- influence --json FILE`, `-- --help`."""
+    """Compare the influence engine with kronfluence and bergson: `-- --json FILE`, `-- --help`."""
     install_stack(session, *PEERS_NEED)
     session.install("--no-deps", *PEERS, "torchopt")
-    session.run("python", "-m", "harness.studies.speed", *(session.posargs or ["influence"]))
+    session.run("python", "-m", "harness.studies.speed", *session.posargs)
 
 
 def install_report(session: nox.Session) -> None:

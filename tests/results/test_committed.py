@@ -13,7 +13,6 @@ from harness.experiment.store import digest
 from harness.reporting import report
 from harness.reporting.numbers import MINUS
 from harness.reporting.results import load
-from harness.studies import calibration
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
@@ -83,12 +82,51 @@ def test_quick_ranks_the_controls():
     assert means["oracle"] > means["random"] > means["anti-oracle"]
 
 
-def test_calibration_file_and_table_are_what_the_records_give():
-    arms = {arm.arm: arm for arm in load(RESULTS / "calibration")}
-    found = calibration.measure(arms)
-    stored = json.loads((RESULTS / "testbed/calibration.json").read_text())
-    assert stored == json.loads(json.dumps(found))
-    assert calibration.markdown(found) in (RESULTS / "README.md").read_text()
+def test_the_calibration_table_says_what_the_reports_of_its_arms_say():
+    readme = (RESULTS / "README.md").read_text()
+    systematic, repaired, random = (
+        pd.read_csv(ROOT / "reports/calibration" / arm / "main.csv")
+        .query("task == 'chain_core'")
+        .set_index("row")
+        for arm in ("", "clean", "random-errors")
+    )
+
+    def line(title, row, *names, arms=(systematic, random)):
+        cells = (100 * arm.loc[row, list(names)].astype(float) for arm in arms)
+        return " | ".join([f"| {title}", *("{:.1f} [{:.1f}, {:.1f}]".format(*c) for c in cells)])
+
+    mean, difference = ("mean", "ci_low", "ci_high"), ("diff", "diff_low", "diff_high")
+    expected = [
+        line("base", "base", *mean),
+        line("full pool, errors repaired", "full", *mean, arms=(repaired, repaired)),
+        line("full pool", "full", *mean),
+        line("oracle, half the pool", "oracle", *mean),
+        line("random, half", "random", *mean),
+        line("anti-oracle, half", "anti-oracle", *mean),
+        line("oracle minus random, points", "oracle", *difference),
+        line("anti-oracle minus random, points", "anti-oracle", *difference),
+    ]
+    facts = json.loads((RESULTS / "calibration/facts.json").read_text())["arms"]
+    queries = [
+        f"{arm['n_C']} and {arm['n_I']} of {arm['n_queries']}"
+        for arm in (facts["main"], facts["random-errors"])
+    ]
+    expected.append(" | ".join(["| queries put right (C) and spoiled (I)", *queries]))
+    assert [text for text in expected if f"{text} |\n" not in readme] == []
+    targets = {"full clean pool between 60% and 85%": 0.6 <= repaired["mean"]["full"] <= 0.85}
+    for name, arm, counts in (
+        ("systematic errors", systematic, facts["main"]),
+        ("random errors", random, facts["random-errors"]),
+    ):
+        targets |= {
+            f"{name}: oracle at least 8% above random": arm["diff"]["oracle"] >= 0.08,
+            f"{name}: anti-oracle below random": arm["diff_high"]["anti-oracle"] < 0,
+            f"{name}: base below full": arm["ci_high"]["base"] < arm["ci_low"]["full"],
+            f"{name}: C and I hold at least 20 queries each": min(counts["n_C"], counts["n_I"])
+            >= 20,
+        }
+    listed = [f"- {'met' if met else '**missed**'}: {name}" for name, met in targets.items()]
+    assert "\n".join(listed) in readme
 
 
 def test_the_calibrated_settings_are_those_of_the_experiments():
