@@ -70,7 +70,7 @@ def test_repetitions_are_interleaved_and_the_first_is_checked_against_exact_scor
         "peak on the GPU": 4.0,
     }
     assert report["passes_over_perplexity"] == {"pass_one": 0.5, "pass_two": 1.5}
-    assert set(report["agreement"]["as_timed"].values()) == {1.0}
+    assert list(report["agreement"]["as_timed"].values()) == pytest.approx([1.0] * 3)
     assert report["sizes"]["pool"] == 256
     text = table(report)
     assert text.startswith("Slate, Abacus, 2 threads, torch 2, one run, each")
@@ -143,5 +143,5 @@ def test_a_process_that_fails_or_takes_too_long_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match=r"did not finish within 0 s"):
         bench.run("ours", "late")
     bench.limit = None
-    with pytest.raises(RuntimeError, match=r"qwen2.5-0.5b-1k, broken: .*KeyError"):
-        bench.run("ours", "broken", workload="none")
+    with pytest.raises(RuntimeError, match=r"(?s)qwen2.5-0.5b-1k, broken: .*pool.parquet"):
+        bench.run("ours", "broken")
