@@ -226,7 +226,7 @@ def head(entry: Mapping[str, Any]) -> Iterator[str]:
 def table(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Rows of text under the names of the columns; sampled answers have one column more."""
     sampled = entry["decoding"]["temperature"] > 0
-    lines = [(*COLUMNS, BINOMIAL) if sampled else COLUMNS]
+    lines: list[tuple[str, ...]] = [(*COLUMNS, BINOMIAL) if sampled else COLUMNS]
     parts = dict(entry["tasks"])
     if len(parts) > 1:
         parts[f"all {len(parts)} tasks"] = entry["mean"]
