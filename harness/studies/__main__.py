@@ -65,7 +65,7 @@ def statistics(
     Needs no torch. Stop it at any time: the same command continues.
     """
     from harness.studies.intervals.design import Protocol
-    from harness.studies.intervals.study import run
+    from harness.studies.intervals.simulate import run
 
     run(Protocol(), results, workers or available_cores(), Console(stderr=True))
     _built_statistics(results, reports)

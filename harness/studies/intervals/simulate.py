@@ -1,76 +1,84 @@
-"""One point of the grid: tables are drawn, every method is applied, hits are counted."""
+"""Draws the tables of every point, applies all methods to them and counts what they say.
+
+Counts are written to `counts.jsonl` as points are finished: a killed study continues.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import dataclasses
+import json
+import math
+import tomllib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import tomli_w
+from rich.console import Console
 
-from harness.stats import Outcome, difference, estimate, holm
-from harness.studies.intervals import draw, methods, tried
-from harness.studies.intervals.design import Point, Protocol
+from harness.experiment.progress import Bars, Progress, no_progress
+from harness.experiment.records import provenance, write_atomic
+from harness.running.job import reporting
+from harness.running.workers import Outcome as JobOutcome
+from harness.running.workers import Report, Workers
+from harness.stats import Outcome, difference, estimate, holm, seeds_needed
+from harness.studies.intervals import methods
+from harness.studies.intervals.design import (
+    Aim,
+    Point,
+    Protocol,
+    draw_items,
+    draw_tables,
+    move_items,
+)
 from harness.studies.intervals.methods import (
     BOOTSTRAP,
-    FLIPS,
+    GENERALISED,
     IGNORED,
     ITEMS,
     POOLED,
     SATTERTHWAITE,
     SEEDS,
+    SIGN_FLIPS,
     TWO_WAY,
     UNPAIRED,
+    Bools,
     Bounds,
-    Normal,
+    Floats,
+    Tables,
+    Variances,
+    variances,
 )
-from harness.studies.intervals.squares import Floats, Squares, squares
 
 MEAN, DIFFERENCE = "mean", "difference"
-"""What is counted of intervals: how many hold the truth."""
+"""Counted of intervals: how many contain the truth."""
 EQUAL, FAMILY, MOVED = "equal", "family", "family, moved items"
-"""What is counted of tests: how many reject. `MOVED`: equal on average, not item by item."""
+"""Counted of tests: how many reject. `MOVED`: equal on average, not item by item."""
 AGREEMENT = 1e-9
+PILOT_SEEDS = 10
+"""Seeds of the tables that the standard deviation for `seeds_needed` is estimated from."""
+POWER = 0.8
+"""What `harness.stats.detectable` promises; a test holds its formula against this one's."""
+MAX_FLIP_SEEDS = 10
+"""Up to this many seeds sign flips are counted as well: beyond it there are too many."""
 
-Tables = npt.NDArray[np.float32]
-Hits = npt.NDArray[np.bool_]
+HEAD = "# The protocol of this study as it was run; written before the first table.\n"
+PROTOCOL, COUNTS, FACTS = "protocol.toml", "counts.jsonl", "facts.json"
+PLACES = ("structures", "seeds", "items", "spreads", "aims")
+"""Settings that say which points there are; the counts of one point depend on the others."""
 
-
-@dataclass
-class Tally:
-    """Hits and widths so far, by quantity and method."""
-
-    counts: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
-    halves: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(self, quantity: str, method: str, hits: Hits, half: float | None = None) -> None:
-        """Count one batch; `half` is its mean half-width."""
-        self.counts[quantity, method] += int(hits.sum())
-        if half is not None:
-            self.halves[quantity, method].append(half)
-
-    def intervals(self, quantity: str, method: str, bounds: Bounds, truth: float) -> None:
-        """Count the intervals of one batch that hold the truth."""
-        self.add(quantity, method, bounds.hold(truth), bounds.half)
-
-    def written(self) -> dict[str, dict[str, dict[str, float]]]:
-        """As `counts.jsonl` holds it; half-widths with eight digits."""
-        found: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
-        for (quantity, method), count in self.counts.items():
-            entry: dict[str, float] = {"count": count}
-            if halves := self.halves.get((quantity, method)):
-                entry["half"] = float(f"{np.mean(halves):.8g}")
-            found[quantity][method] = entry
-        return dict(found)
+Count = tuple[str, str, Bools, float | None]
+"""Quantity, method, which tables count, and the mean half-width of its intervals."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Some tables of one point: a reference, and methods that are as good on average.
 
-    `equal` ones have the same chances, `others` differ in some items.
+    `equal` ones have the same items, for `others` some items differ in difficulty.
     """
 
     protocol: Protocol
@@ -81,156 +89,277 @@ class Batch:
     rng: np.random.Generator
 
     @classmethod
-    def of(cls, protocol: Protocol, point: Point, rng: np.random.Generator) -> Batch:
+    def draw(cls, protocol: Protocol, point: Point, rng: np.random.Generator) -> Batch:
         """Draw all of it from `rng`."""
-        kind, tables = point.kind, protocol.batch
-        chance = draw.chances(rng, kind, tables, point.items)
-        arms = [
-            draw.outcomes(rng, kind, chance, point.seeds, point.spread)
-            for _ in range(1 + protocol.family)
-        ]
-        others = []
-        for _ in range(protocol.family):
-            moved = draw.moved(rng, kind, chance, protocol.moved)
-            others.append(draw.outcomes(rng, kind, moved, point.seeds, point.spread))
-        return cls(protocol, point, arms[0], arms[1:], others, rng)
 
-    @property
-    def clusters(self) -> tuple[int, ...]:
-        """The cluster of every item."""
-        return self.point.kind.clusters(self.point.items)
+        def table(items: Tables) -> Tables:
+            return draw_tables(rng, point.population, items, point.seeds, point.spread)
+
+        def moved() -> Tables:
+            return move_items(rng, point.population, items, protocol.moved)
+
+        items = draw_items(rng, point.population, protocol.batch, point.items)
+        reference, *equal = (table(items) for _ in range(1 + protocol.family))
+        others = [table(moved()) for _ in range(protocol.family)]
+        return cls(protocol, point, reference, equal, others, rng)
+
+    def variances(self, table: Tables) -> Variances:
+        """Parts of the variance of one arm, by cluster where there are any."""
+        return variances(table, self.point.clusters)
+
+    def outcome(self, table: Tables) -> Outcome:
+        """The first table, as `harness.stats` takes it."""
+        clusters = self.point.clusters
+        labels = {"task": tuple(map(str, clusters))} if clusters else None
+        return Outcome.of({"task": table[0].astype(np.float64)}, clusters=labels)
 
 
 def simulate(
-    point: Point, protocol: Protocol, told: Callable[[int, int], None] = lambda done, total: None
-) -> dict[str, Any]:
-    """Counts of all methods at one point, of `protocol.tables` tables."""
-    tally = Tally()
-    generators = protocol.generators(point)
-    for number, rng in enumerate(generators):
-        told(number, len(generators))
-        count(Batch.of(protocol, point, rng), tally)
-    return tally.written()
+    point: Point, protocol: Protocol, progress: Progress = no_progress
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Counts of all methods at one point by quantity and method; half-widths with eight digits."""
+    counts: Counter[tuple[str, str]] = Counter()
+    half_widths = defaultdict(list)
+    for rng in progress(protocol.generators(point), "tables"):
+        for quantity, method, hits, half_width in count(Batch.draw(protocol, point, rng)):
+            counts[quantity, method] += int(hits.sum())
+            if half_width is not None:
+                half_widths[quantity, method].append(half_width)
+    entries: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+    for (quantity, method), total in counts.items():
+        entries[quantity][method] = {"count": total}
+        if widths := half_widths.get((quantity, method)):
+            entries[quantity][method]["half"] = float(f"{np.mean(widths):.8g}")
+    return dict(entries)
 
 
-def count(batch: Batch, tally: Tally) -> None:
+def count(batch: Batch) -> Iterator[Count]:
     """Apply every method to a batch."""
-    clusters, protocol = batch.clusters, batch.protocol
-    own = squares(batch.reference, clusters)
+    reference = batch.variances(batch.reference)
     arms = (batch.reference, batch.others[0], batch.equal[0])
-    replicates = methods.bootstrapped(arms, batch.rng, protocol.draws, clusters)
-    _means(batch, tally, own, replicates[0])
-    for quantity, table, drawn in (
-        (DIFFERENCE, batch.others[0], replicates[1]),
-        (EQUAL, batch.equal[0], replicates[2]),
-    ):
-        _differences(batch, tally, quantity, table, own, drawn - replicates[0])
-    _family(batch, tally, FAMILY, batch.equal, own)
-    _family(batch, tally, MOVED, batch.others, own)
+    replicates = methods.bootstrapped(arms, batch.rng, batch.protocol.draws, batch.point.clusters)
+    yield from _means(batch, reference, replicates[0])
+    for quantity, table, drawn in zip((DIFFERENCE, EQUAL), arms[1:], replicates[1:], strict=True):
+        yield from _differences(batch, quantity, table, reference, drawn - replicates[0])
+    yield from _family(batch, FAMILY, batch.equal, reference)
+    yield from _family(batch, MOVED, batch.others, reference)
 
 
-def _means(batch: Batch, tally: Tally, own: Squares, replicates: Floats) -> None:
-    alpha, kind, clusters = batch.protocol.alpha, batch.point.kind, batch.clusters
-    exact, _ = methods.two_way_exact(batch.reference, own, alpha, 0.0, clusters)
-    answers = batch.point.seeds * batch.point.items * kind.decodes
-    alone = squares(batch.reference) if clusters else own
-    found = {
-        TWO_WAY: exact,
+def _means(batch: Batch, reference: Variances, replicates: Floats) -> Iterator[Count]:
+    alpha, point = batch.protocol.alpha, batch.point
+    default, _ = methods.two_way_exact(batch.reference, reference, alpha, 0.0, point.clusters)
+    answers = point.seeds * point.items * point.population.decodes
+    unclustered = variances(batch.reference) if point.clusters else reference
+    bounds = {
+        TWO_WAY: default,
         BOOTSTRAP: methods.percentile(replicates, alpha),
-        SATTERTHWAITE: methods.satterthwaite(own).bounds(alpha, 0.0),
-        SEEDS: methods.seeds_only(own.by_seed).bounds(alpha, 0.0),
-        POOLED: methods.pooled_wilson(own.mean, answers, alpha),
-        ITEMS: methods.items_only(alone, alpha),
+        SATTERTHWAITE: methods.satterthwaite(reference).bounds(alpha, 0.0),
+        SEEDS: methods.seeds_only(reference).bounds(alpha, 0.0),
+        POOLED: methods.pooled_wilson(reference.mean, answers, alpha),
+        ITEMS: methods.items_only(unclustered, alpha),
     }
-    if clusters:
-        found[IGNORED] = methods.two_way_exact(batch.reference, alone, alpha, 0.0)[0]
-    for name, half in _tried(batch, own).items():
-        found[name] = methods.around(own.mean, half, 0.0)
-    for name, bounds in found.items():
-        tally.intervals(MEAN, name, bounds, kind.mean)
-    suite = estimate(_outcome(batch.reference[0], clusters), alpha)
-    _check(batch.point, (exact.low[0], exact.high[0]), (suite.ci_low, suite.ci_high))
+    if point.clusters:
+        bounds[IGNORED], _ = methods.two_way_exact(batch.reference, unclustered, alpha, 0.0)
+    bounds |= _tried(batch, reference, 0.0)
+    for name, intervals in bounds.items():
+        covered = intervals.cover(point.population.mean)
+        yield MEAN, name, covered, intervals.half_width
+    suite = estimate(batch.outcome(batch.reference), alpha)
+    _check(point, (default.low[0], default.high[0]), (suite.ci_low, suite.ci_high))
 
 
 def _differences(
-    batch: Batch, tally: Tally, quantity: str, table: Tables, own: Squares, replicates: Floats
-) -> None:
+    batch: Batch, quantity: str, table: Tables, reference: Variances, replicates: Floats
+) -> Iterator[Count]:
     """Paired with the reference; the true difference is 0, so a rejection is a miss."""
-    alpha, clusters = batch.protocol.alpha, batch.clusters
+    alpha, clusters = batch.protocol.alpha, batch.point.clusters
     paired = table - batch.reference
-    gap = squares(paired, clusters)
-    exact, told = methods.two_way_exact(paired, gap, alpha, -1.0, clusters)
-    found: dict[str, Bounds] = {TWO_WAY: exact, BOOTSTRAP: methods.percentile(replicates, alpha)}
-    normals: dict[str, Normal] = {
-        SATTERTHWAITE: methods.satterthwaite(gap),
-        SEEDS: methods.seeds_only(gap.by_seed),
-        UNPAIRED: methods.unpaired(squares(table, clusters), own),
+    gap = variances(paired, clusters)
+    default, significant = methods.two_way_exact(paired, gap, alpha, -1.0, clusters)
+    bounds: dict[str, Bounds] = {
+        TWO_WAY: default,
+        BOOTSTRAP: methods.percentile(replicates, alpha),
+        SATTERTHWAITE: methods.satterthwaite(gap).bounds(alpha, -1.0),
+        SEEDS: methods.seeds_only(gap).bounds(alpha, -1.0),
+        UNPAIRED: methods.unpaired(batch.variances(table), reference).bounds(alpha, -1.0),
     }
-    found |= {name: one.bounds(alpha, -1.0) for name, one in normals.items()}
     if clusters:
-        found[IGNORED] = methods.two_way_exact(paired, squares(paired), alpha, -1.0)[0]
-    for name, half in _tried(batch, gap).items():
-        found[name] = methods.around(gap.mean, half, -1.0)
-    rejected = {name: ~bounds.hold(0.0) for name, bounds in found.items()}
-    rejected |= {TWO_WAY: told, FLIPS: methods.sign_flips(gap.by_seed) < alpha}
+        bounds[IGNORED], _ = methods.two_way_exact(paired, variances(paired), alpha, -1.0)
+    bounds |= _tried(batch, gap, -1.0)
+    flips = methods.sign_flips(gap.by_seed)
+    rejected = {name: ~intervals.cover(0.0) for name, intervals in bounds.items()}
+    rejected |= {TWO_WAY: significant, SIGN_FLIPS: flips < alpha}
     for name, hits in rejected.items():
-        width = found[name].half if name in found else None
-        tally.add(quantity, name, hits if quantity == EQUAL else ~hits, width)
-    suite = difference(_outcome(table[0], clusters), _outcome(batch.reference[0], clusters), alpha)
-    expected = (suite.ci_low, suite.ci_high, float(suite.p < alpha), suite.p_sign_flip)
-    flips = methods.sign_flips(gap.by_seed[:1])[0]
-    _check(batch.point, (exact.low[0], exact.high[0], float(told[0]), flips), expected)
+        half_width = bounds[name].half_width if name in bounds else None
+        yield quantity, name, hits if quantity == EQUAL else ~hits, half_width
+    suite = difference(batch.outcome(table), batch.outcome(batch.reference), alpha)
+    _check(
+        batch.point,
+        (default.low[0], default.high[0], float(significant[0]), flips[0]),
+        (suite.ci_low, suite.ci_high, float(suite.p < alpha), suite.p_sign_flip),
+    )
 
 
-def _tried(batch: Batch, found: Squares) -> dict[str, Floats]:
+def _tried(batch: Batch, table: Variances, lowest: float) -> dict[str, Bounds]:
     protocol = batch.protocol
-    drawn = tried.generalised(found, batch.rng, protocol.draws, protocol.alpha)
-    return tried.half_widths(found, protocol.alpha) | {tried.GENERALISED: drawn}
+    drawn = methods.generalised(table, batch.rng, protocol.draws, protocol.alpha)
+    half_widths = methods.tried(table, protocol.alpha) | {GENERALISED: drawn}
+    return {name: methods.around(table.mean, w, lowest) for name, w in half_widths.items()}
 
 
 def _family(
-    batch: Batch, tally: Tally, quantity: str, tables: Sequence[Tables], own: Squares
-) -> None:
+    batch: Batch, quantity: str, tables: Sequence[Tables], reference: Variances
+) -> Iterator[Count]:
     """Methods as good as their one reference: is any declared better or worse after Holm?
 
     Holm's first step, the smallest p at level alpha / m, decides whether anything is rejected.
     """
-    alpha, clusters = batch.protocol.alpha, batch.clusters
+    alpha, clusters = batch.protocol.alpha, batch.point.clusters
     level = alpha / len(tables)
-    declared: dict[str, Hits] = {}
+    declared: dict[str, Bools] = {}
     for table in tables:
         paired = table - batch.reference
-        gap = squares(paired, clusters)
-        hits = {
+        gap = variances(paired, clusters)
+        rejected = {
             TWO_WAY: methods.two_way_exact(paired, gap, level, -1.0, clusters)[1],
             SATTERTHWAITE: methods.satterthwaite(gap).p() < level,
-            SEEDS: methods.seeds_only(gap.by_seed).p() < level,
-            FLIPS: methods.sign_flips(gap.by_seed) < level,
-            UNPAIRED: methods.unpaired(squares(table, clusters), own).p() < level,
+            SEEDS: methods.seeds_only(gap).p() < level,
+            SIGN_FLIPS: methods.sign_flips(gap.by_seed) < level,
+            UNPAIRED: methods.unpaired(batch.variances(table), reference).p() < level,
         }
-        for name, half in tried.half_widths(gap, level).items():
-            hits[name] = np.abs(gap.mean) > half
-        for name, found in hits.items():
-            declared[name] = found | declared.get(name, np.zeros_like(found))
-    for name, found in declared.items():
-        tally.add(quantity, name, found)
-    reference = _outcome(batch.reference[0], clusters)
-    family = [difference(_outcome(table[0], clusters), reference, alpha) for table in tables]
-    verdicts = {one.verdict for one in holm(family, alpha)}
+        for name, half_widths in methods.tried(gap, level).items():
+            rejected[name] = np.abs(gap.mean) > half_widths
+        for name, hits in rejected.items():
+            declared[name] = hits | declared.get(name, np.zeros_like(hits))
+    for name, hits in declared.items():
+        yield quantity, name, hits, None
+    outcome = batch.outcome(batch.reference)
+    family = [difference(batch.outcome(table), outcome, alpha) for table in tables]
+    verdicts = {comparison.verdict for comparison in holm(family, alpha)}
     _check(batch.point, (float(declared[TWO_WAY][0]),), (float(verdicts != {"tie"}),))
 
 
-def _outcome(table: Tables, clusters: Sequence[int]) -> Outcome:
-    labels: Mapping[str, Sequence[str]] | None = None
-    if clusters:
-        labels = {"task": tuple(map(str, clusters))}
-    return Outcome.of({"task": table.astype(np.float64)}, clusters=labels)
-
-
-def _check(point: Point, found: Sequence[float], expected: Sequence[float]) -> None:
+def _check(point: Point, values: Sequence[float], expected: Sequence[float]) -> None:
     """Refuse to count what `harness.stats` itself would not say of the first table of a batch."""
-    if not np.allclose(found, expected, rtol=0.0, atol=AGREEMENT):
+    if not np.allclose(values, expected, rtol=0.0, atol=AGREEMENT):
         raise RuntimeError(
-            f"{point}: {list(map(float, found))} where harness.stats has "
+            f"{point}: {list(map(float, values))} where harness.stats has "
             f"{list(map(float, expected))}; expected the same"
         )
+
+
+def detections(aim: Aim, protocol: Protocol, progress: Progress = no_progress) -> dict[str, Any]:
+    """Seeds and difference by the formula, and in how many tables each test detects it."""
+    generators = protocol.generators(aim)
+    seeds, delta = aim.seeds, aim.delta
+    pilots = [
+        _differing(aim, protocol, rng, seeds or PILOT_SEEDS, 0.0)
+        for rng in progress(generators, "pilot tables")
+    ]
+    facts: dict[str, Any] = {}
+    if aim.seeds:
+        # What the suite would name, on average over tables of two equally good methods.
+        levels = protocol.alpha, 2.0 * (1.0 - POWER)
+        halves = [[methods.two_way(pilot, level, True) for level in levels] for pilot in pilots]
+        delta = float(np.sum(halves, axis=1).mean())
+    else:
+        sd = math.sqrt(np.mean([pilot.by_seed.var(axis=1, ddof=1).mean() for pilot in pilots]))
+        seeds = seeds_needed(sd, delta, protocol.alpha)
+        facts["sd"] = float(f"{sd:.8g}")
+    counts: Counter[str] = Counter()
+    for rng in progress(generators, "tables"):
+        table = _differing(aim, protocol, rng, seeds, delta)
+        rejected = {
+            TWO_WAY: np.abs(table.mean) > methods.two_way(table, protocol.alpha, True),
+            SEEDS: methods.seeds_only(table).p() < protocol.alpha,
+        }
+        if seeds <= MAX_FLIP_SEEDS:
+            rejected[SIGN_FLIPS] = methods.sign_flips(table.by_seed) < protocol.alpha
+        for name, hits in rejected.items():
+            counts[name] += int((hits & (table.mean > 0.0)).sum())
+    return facts | {"seeds": seeds, "delta": float(f"{delta:.8g}"), "found": dict(counts)}
+
+
+def _differing(
+    aim: Aim, protocol: Protocol, rng: np.random.Generator, seeds: int, delta: float
+) -> Variances:
+    """Tables of differences whose truth is `delta`; either method is shifted by half of it."""
+    items = draw_items(rng, aim.population, protocol.batch, aim.items)
+    moved = move_items(rng, aim.population, items, aim.moved)
+    method = draw_tables(rng, aim.population, moved, seeds, aim.spread, delta / 2.0)
+    reference = draw_tables(rng, aim.population, items, seeds, aim.spread, -delta / 2.0)
+    return variances(method - reference)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A point or a question about power, for a worker."""
+
+    place: Point | Aim
+    protocol: Protocol
+
+
+def _simulate(job: Job, report: Report) -> dict[str, Any]:
+    if isinstance(job.place, Aim):
+        return detections(job.place, job.protocol, reporting(report))
+    return simulate(job.place, job.protocol, reporting(report))
+
+
+def _simulated(jobs: Sequence[Job], workers: int) -> Iterator[JobOutcome]:
+    """Outcomes of all jobs, as they end."""
+    waiting = list(jobs)
+    with Workers(min(workers, len(jobs)), _simulate) as pool:
+        while waiting or pool.busy:
+            while waiting and pool.idle is not None:
+                pool.submit(waiting.pop(0))
+            yield from pool.poll(0.2)
+
+
+def run(protocol: Protocol, folder: Path, workers: int, console: Console) -> None:
+    """Simulate what `folder` has no counts of; every finished point is written at once."""
+    origin = provenance(Path(__file__).parents[3], "cpu", {})  # of the code that starts
+    places: list[Point | Aim] = [*protocol.points, *protocol.aims]
+    counts = _stored_counts(protocol, folder)
+    write_atomic(folder / PROTOCOL, (HEAD + tomli_w.dumps(protocol.as_dict())).encode())
+    missing = [place for place in places if place not in counts]
+    stored = len(places) - len(missing)
+    console.print(f"simulating: {len(missing)} to do, {stored} found", highlight=False)
+
+    # The longest first: the rest fills the other cores.
+    jobs = [Job(place, protocol) for place in sorted(missing, key=lambda place: -place.work)]
+    for ended in Bars(console)(_simulated(jobs, workers), "simulating", len(jobs)):
+        if ended.error is not None:
+            raise RuntimeError(f"{ended.job.place}: {ended.error['message']}")
+        counts[ended.job.place] = ended.result
+        lines = [_line(place, counts[place]) for place in places if place in counts]
+        write_atomic(folder / COUNTS, ("\n".join(lines) + "\n").encode())
+    if missing or not (folder / FACTS).exists():
+        facts = {"study": "statistics", "made": origin}
+        write_atomic(folder / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
+
+
+def _line(place: Point | Aim, counts: Mapping[str, Any]) -> str:
+    kind = "aim" if isinstance(place, Aim) else "point"
+    return json.dumps({kind: dataclasses.asdict(place), "counts": counts})
+
+
+def read(folder: Path) -> dict[Point | Aim, dict[str, Any]]:
+    """The counts of `folder` by point and aim."""
+    if not (folder / COUNTS).exists():
+        return {}
+    text = (folder / COUNTS).read_text(encoding="utf-8")
+    entries = map(json.loads, text.splitlines())
+    return {
+        Aim(**entry["aim"]) if "aim" in entry else Point(**entry["point"]): entry["counts"]
+        for entry in entries
+    }
+
+
+def _stored_counts(protocol: Protocol, folder: Path) -> dict[Point | Aim, dict[str, Any]]:
+    """What `folder` holds of this protocol; counts of another one are deleted."""
+    path = folder / PROTOCOL
+    before = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if all(before.get(k) == v for k, v in protocol.as_dict().items() if k not in PLACES):
+        return read(folder)
+    (folder / COUNTS).unlink(missing_ok=True)
+    return {}

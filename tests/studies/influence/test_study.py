@@ -191,7 +191,7 @@ def test_the_same_results_give_the_same_report(written, tmp_path):
 def test_reporting_imports_no_torch():
     code = (
         "import sys, harness.studies.influence.report, harness.studies.__main__\n"
-        "import harness.studies.intervals.study, harness.studies.intervals.report\n"
+        "import harness.studies.intervals.simulate, harness.studies.intervals.report\n"
         "heavy = {'torch', 'transformers', 'vllm', 'lm_eval'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -12,38 +12,42 @@ from rich.console import Console
 from scipy import stats
 from typer.testing import CliRunner
 
-from harness.reporting import tables
 from harness.stats import Outcome, detectable, difference, estimate, holm, seeds_needed
 from harness.studies.__main__ import app
-from harness.studies.intervals import draw, study, telling
-from harness.studies.intervals.design import STRUCTURES, Aim, Point, Protocol
-from harness.studies.intervals.measure import (
-    MANY,
-    MET,
-    NARROW,
-    WIDE,
-    Cell,
-    Rate,
-    mark,
-    measure,
-    tallied,
+from harness.studies.intervals import simulate as study
+from harness.studies.intervals.design import (
+    STRUCTURES,
+    Aim,
+    Point,
+    Protocol,
+    draw_items,
+    draw_tables,
+    move_items,
 )
 from harness.studies.intervals.methods import (
     BOOTSTRAP,
-    FLIPS,
     IGNORED,
     ITEMS,
     POOLED,
+    RESIDUAL_SEEDS,
     SATTERTHWAITE,
     SEEDS,
+    SIGN_FLIPS,
+    TRIED,
     TWO_WAY,
     UNPAIRED,
 )
-from harness.studies.intervals.power import answer
-from harness.studies.intervals.report import CSV_COLUMNS, build
-from harness.studies.intervals.simulate import DIFFERENCE, EQUAL, FAMILY, MEAN, MOVED, Batch
-from harness.studies.intervals.simulate import simulate as counted
-from harness.studies.intervals.tried import FULL, TRIED
+from harness.studies.intervals.report import MET, Findings, _summary, build, mark, measure, page
+from harness.studies.intervals.simulate import (
+    DIFFERENCE,
+    EQUAL,
+    FAMILY,
+    MEAN,
+    MOVED,
+    Batch,
+    detections,
+    simulate,
+)
 
 SMALL = Protocol(
     structures=("beta", "clusters"),
@@ -62,7 +66,7 @@ SMALL = Protocol(
 @pytest.mark.parametrize("point", SMALL.points, ids=lambda point: point.structure)
 def test_counts_are_those_of_a_loop_over_tables(point):
     """Every table once more through `harness.stats` and scipy, one by one."""
-    clusters = point.kind.clusters(12)
+    clusters = point.clusters
     labels = {"task": tuple(map(str, clusters))} if clusters else None
     expected = dict.fromkeys([(MEAN, TWO_WAY), (MEAN, SEEDS), (DIFFERENCE, TWO_WAY)], 0)
     expected |= dict.fromkeys([(EQUAL, TWO_WAY), (EQUAL, SEEDS), (FAMILY, TWO_WAY)], 0)
@@ -73,7 +77,7 @@ def test_counts_are_those_of_a_loop_over_tables(point):
         return abs(values.mean() - truth) <= stats.t.ppf(0.975, 2) * stats.sem(values)
 
     for rng in SMALL.generators(point):
-        batch = Batch.of(SMALL, point, rng)
+        batch = Batch.draw(SMALL, point, rng)
         for at in range(10):
             own, *equal = (
                 Outcome.of({"task": t[at].astype(float)}, clusters=labels)
@@ -85,7 +89,7 @@ def test_counts_are_those_of_a_loop_over_tables(point):
             found = estimate(own)
             halves.append((found.ci_high - found.ci_low) / 2)
             expected[MEAN, TWO_WAY] += found.ci_low <= 0.5 + 0.25 * (not clusters) <= found.ci_high
-            expected[MEAN, SEEDS] += near(own.seed_means, point.kind.mean)
+            expected[MEAN, SEEDS] += near(own.seed_means, point.population.mean)
             pairs = [[difference(one, own) for one in arm] for arm in (equal, others)]
             expected[EQUAL, TWO_WAY] += pairs[0][0].p < 0.05
             expected[DIFFERENCE, TWO_WAY] += pairs[1][0].p >= 0.05
@@ -93,54 +97,54 @@ def test_counts_are_those_of_a_loop_over_tables(point):
             for quantity, family in zip((FAMILY, MOVED), pairs, strict=True):
                 verdicts = {one.verdict for one in holm(family)}
                 expected[quantity, TWO_WAY] += verdicts != {"tie"}
-    found = counted(point, SMALL)
+    found = simulate(point, SMALL)
     assert {key: found[key[0]][key[1]]["count"] for key in expected} == expected
     assert found[MEAN][TWO_WAY]["half"] == pytest.approx(np.mean(halves), rel=1e-6)
 
 
 def test_all_methods_are_counted():
-    found = counted(SMALL.points[1], SMALL)
+    found = simulate(SMALL.points[1], SMALL)
     common = {TWO_WAY, SATTERTHWAITE, BOOTSTRAP, SEEDS, IGNORED, *TRIED}
     assert set(found[MEAN]) == common | {POOLED, ITEMS}
-    assert set(found[DIFFERENCE]) == set(found[EQUAL]) == common | {FLIPS, UNPAIRED}
+    assert set(found[DIFFERENCE]) == set(found[EQUAL]) == common | {SIGN_FLIPS, UNPAIRED}
     assert set(found[FAMILY]) == set(found[MOVED])
-    assert {TWO_WAY, SATTERTHWAITE, SEEDS, FLIPS, UNPAIRED} < set(found[FAMILY])
+    assert {TWO_WAY, SATTERTHWAITE, SEEDS, SIGN_FLIPS, UNPAIRED} < set(found[FAMILY])
     # Three seeds: sign flips cannot fall below 0.25, whatever the tables.
-    assert found[EQUAL][FLIPS]["count"] == 0
-    assert found[DIFFERENCE][FLIPS] == {"count": 20}
+    assert found[EQUAL][SIGN_FLIPS]["count"] == 0
+    assert found[DIFFERENCE][SIGN_FLIPS] == {"count": 20}
 
 
 def test_the_counts_of_this_revision():
     """A change here without a new `revision` would leave committed counts that nothing gives."""
     protocol = dataclasses.replace(Protocol(), tables_fewest=400)
     assert protocol.revision == 2
-    found = counted(Point("beta", 3, 40, 0.05), protocol)
+    found = simulate(Point("beta", 3, 40, 0.05), protocol)
     counts = {quantity: found[quantity][TWO_WAY]["count"] for quantity in found}
     assert counts == {MEAN: 381, DIFFERENCE: 396, EQUAL: 15, FAMILY: 7, MOVED: 4}
     assert found[MEAN][BOOTSTRAP]["count"] == 384
-    assert found[FAMILY][FULL]["count"] == 15
+    assert found[FAMILY][RESIDUAL_SEEDS]["count"] == 15
 
 
 def test_power_of_the_seeds_that_the_formula_asks_for():
-    found = answer(SMALL.aims[0], SMALL)
+    found = detections(SMALL.aims[0], SMALL)
     assert found["seeds"] == seeds_needed(found["sd"], 0.4)
     assert found["delta"] == 0.4
     # Binomial variance given the items, twice, and the seeds' own.
-    kind = STRUCTURES["uniform"]
-    assert found["sd"] == pytest.approx(math.sqrt(2 * (kind.slope / 12 + 0.02**2)), rel=0.15)
+    population = STRUCTURES["uniform"]
+    assert found["sd"] == pytest.approx(math.sqrt(2 * (population.slope / 12 + 0.02**2)), rel=0.15)
     assert 0 <= found["found"][SEEDS] <= 20
 
 
 def test_power_at_the_difference_that_the_formula_names():
-    found = answer(SMALL.aims[1], SMALL)
+    found = detections(SMALL.aims[1], SMALL)
     assert found["seeds"] == 6
     named = []
     for rng in SMALL.generators(SMALL.aims[1]):
-        kind = STRUCTURES["uniform"]
-        chance = draw.chances(rng, kind, 10, 12)
-        changed = draw.moved(rng, kind, chance, 0.25)
-        gaps = draw.outcomes(rng, kind, changed, 6, 0.0, 0.0)
-        gaps -= draw.outcomes(rng, kind, chance, 6, 0.0, -0.0)
+        population = STRUCTURES["uniform"]
+        items = draw_items(rng, population, 10, 12)
+        changed = move_items(rng, population, items, 0.25)
+        gaps = draw_tables(rng, population, changed, 6, 0.0, 0.0)
+        gaps -= draw_tables(rng, population, items, 6, 0.0, -0.0)
         for table in gaps.astype(float):
             both = [Outcome.of(np.clip(sign * table, 0, 1)) for sign in (1, -1)]
             spread = difference(*both).spread
@@ -148,46 +152,57 @@ def test_power_at_the_difference_that_the_formula_names():
     assert found["delta"] == pytest.approx(np.mean(named), rel=1e-6)
 
 
+def marked(count, quantity, tables=2000):
+    share = count / tables
+    return mark(share, math.sqrt(share * (1 - share) / tables), quantity)
+
+
 @pytest.mark.parametrize(
     ("count", "expected"),
     [
         (1900, MET),
         (1860, MET),  # 93% itself
-        (1850, NARROW + "?"),  # 92.5%, error 0.6: within two errors of 93%
-        (1820, NARROW),  # 91%, error 0.6
-        (1945, WIDE + "?"),  # 97.25%, error 0.4
-        (1970, WIDE),
-        (2000, WIDE),
+        (1850, "narrow?"),  # 92.5%, error 0.6: within two errors of 93%
+        (1820, "narrow"),  # 91%, error 0.6
+        (1945, "wide?"),  # 97.25%, error 0.4
+        (1970, "wide"),
+        (2000, "wide"),
     ],
 )
 def test_marks_of_coverage(count, expected):
-    assert mark(Rate(count, 2000), 0.93, 0.97, NARROW, WIDE) == expected
+    assert marked(count, MEAN) == expected
 
 
 @pytest.mark.parametrize(
-    ("count", "expected"), [(0, MET), (120, MET), (130, MANY + "?"), (150, MANY)]
+    ("count", "expected"), [(0, MET), (120, MET), (130, "many?"), (150, "many")]
 )
 def test_marks_of_tests(count, expected):
-    assert mark(Rate(count, 2000), 0.0, 0.06, MET, MANY) == expected
+    assert marked(count, FAMILY) == expected
 
 
-def test_the_monte_carlo_error_is_that_of_a_share():
-    assert Rate(1900, 2000).error == pytest.approx(math.sqrt(0.95 * 0.05 / 2000))
+def table_of(findings, title):
+    (table,) = (table for table in page(findings).tables if table.title == title)
+    return table.frame.set_index(table.frame.columns[0])
 
 
-def test_points_are_tallied_by_mark():
-    points = [Point("beta", 3, n, 0.0) for n in (40, 300, 1319)]
-    rates = [Rate(900, 1000), Rate(950, 1000), Rate(999, 1000)]
-    cells = [
-        Cell(point, MEAN, SEEDS, rate, half, mark(rate, 0.93, 0.97, NARROW, WIDE))
-        for point, rate, half in zip(points, rates, (0.1, 0.2, 0.4), strict=True)
-    ]
-    default = [dataclasses.replace(cell, half=0.1) for cell in cells]
-    found = tallied(cells, default)
-    assert (found.points, found.met, found.narrow, found.wide, found.near) == (3, 1, 1, 1, 0)
-    assert (found.lowest, found.highest) == (cells[0], cells[2])
-    assert found.missed == 2
-    assert found.width == pytest.approx(2.0)  # (1 * 2 * 4) ** (1/3)
+def test_points_are_counted_by_mark():
+    """Three points by hand: 90%, 95% and 99.9% of 1,000 tables, half-widths 1, 2, 4 times."""
+    rows = []
+    for items, count, half_width in ((40, 900, 0.1), (300, 950, 0.2), (1319, 999, 0.4)):
+        place = {"structure": "beta", "seeds": 3, "items": items, "seed_sd": 0.0}
+        own = {"share": count / 1000, "half_width": half_width, "mark": marked(count, MEAN, 1000)}
+        default = {"share": 0.95, "half_width": 0.1, "mark": MET}
+        rows += [
+            {"quantity": MEAN, "method": SEEDS, **place, **own},
+            {"quantity": MEAN, "method": TWO_WAY, **place, **default},
+        ]
+    findings = Findings(SMALL, {}, pd.DataFrame(rows))
+    line = _summary(findings, MEAN, SEEDS, "seeds")
+    assert [line[n] for n in ("Points", "Met", "Within error")] == [3, 1, 0]
+    assert [line[n] for n in ("Too low", "Too high", "Verdict")] == [1, 1, "missed"]
+    assert (line["Lowest, %"], line["Lowest at"]) == ("90.0", "3, 40, 0, beta")
+    assert (line["Highest, %"], line["Highest at"]) == ("99.9", "3, 1,319, 0, beta")
+    assert line["Half-width"] == "2.00"  # (1 * 2 * 4) ** (1/3)
 
 
 @pytest.fixture(scope="module")
@@ -217,22 +232,25 @@ def test_counts_of_another_protocol_are_not_kept(written, tmp_path):
     for name in (study.PROTOCOL, study.COUNTS):
         (tmp_path / name).write_bytes((written / name).read_bytes())
     wider = dataclasses.replace(SMALL, seeds=(3, 5))
-    assert len(study._counted(wider, tmp_path)) == 4
+    assert len(study._stored_counts(wider, tmp_path)) == 4
     raised = dataclasses.replace(SMALL, revision=3)
-    assert study._counted(raised, tmp_path) == {}
+    assert study._stored_counts(raised, tmp_path) == {}
     assert not (tmp_path / study.COUNTS).exists()
 
 
 def test_measured_numbers_are_those_of_the_counts(written):
-    found = measure(written)
+    findings = measure(written)
     lines = (written / study.COUNTS).read_text().splitlines()
     first = json.loads(lines[0])
     point = Point(**first["point"])
     for method, entry in first["counts"][DIFFERENCE].items():
-        cell = found.places[point, DIFFERENCE, method]
-        assert cell.rate == Rate(entry["count"], 20)
-        assert cell.half == pytest.approx(entry.get("half", math.nan), nan_ok=True)
-    assert [power.test for power in found.powers] == [SEEDS, TWO_WAY]
+        row = findings.of(DIFFERENCE, method).set_index("structure").loc[point.structure]
+        assert (row["count"], row["tables"]) == (entry["count"], 20)
+        assert row["share"] == entry["count"] / 20
+        assert row["error"] == pytest.approx(math.sqrt(row["share"] * (1 - row["share"]) / 20))
+        assert row["half_width"] == pytest.approx(entry.get("half", math.nan), nan_ok=True)
+    powers = findings.rows[findings.rows["quantity"].str.startswith("power")]
+    assert list(powers.loc[powers["mark"] != "", "method"]) == [SEEDS, TWO_WAY]
 
 
 def test_what_is_missing_is_said(written, tmp_path):
@@ -249,29 +267,28 @@ def test_the_same_counts_give_the_same_report(written, tmp_path):
     assert [path.suffix for path in first] == [".md", ".csv", ".tex", ".svg", ".png", ".pdf"]
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(first, second, strict=True))
     table = pd.read_csv(tmp_path / "one" / "statistics.csv")
-    assert tuple(table.columns) == CSV_COLUMNS
     own = table[(table["quantity"] == MEAN) & (table["method"] == TWO_WAY)]
     np.testing.assert_allclose(own["share"], own["count"] / own["tables"])
-    page = (tmp_path / "one" / "statistics.md").read_text()
-    for subject, said in telling.sentences(measure(written)).items():
-        assert f"**{subject}**" in page
-        assert page.count(f"- {tables.markdown_text(said[-1])}\n") == 1
+    text = (tmp_path / "one" / "statistics.md").read_text()
+    for title in ("The default, two-way, against what it promises", "95% interval for a mean"):
+        assert text.count(f"## {title}\n") == 1
 
 
-def test_a_method_that_misses_is_named_with_its_number(written):
+def test_a_default_that_misses_is_marked_with_its_place(written):
     """Counts made up: the default covers 60%, seeds only everything it should."""
-    found = measure(written)
-    cells = []
-    for cell in found.cells:
-        rate = Rate({TWO_WAY: 1200, SEEDS: 1900}.get(cell.method, 1000), 2000)
-        judged = mark(rate, 0.93, 0.97, NARROW, WIDE)
-        changed = dataclasses.replace(cell, rate=rate, mark=judged)
-        cells.append(changed if cell.quantity == MEAN else cell)
-    told = telling.sentences(dataclasses.replace(found, cells=tuple(cells)))
-    said = " ".join(told["Means"])
-    assert "at 0 of 2 points its 95% interval holds the truth" in said
-    assert "too narrow at 2, lowest 60.0% with 3 seeds, 12 items, seed SD 5, beta" in said
-    assert "The default does not miss least: seeds only does." in said
+    findings = measure(written)
+    rows = findings.rows.copy()
+    for method, count in ((TWO_WAY, 1200), (SEEDS, 1900)):
+        own = (rows["quantity"] == MEAN) & (rows["method"] == method)
+        rows.loc[own, "share"] = count / 2000
+        rows.loc[own, "mark"] = marked(count, MEAN)
+    findings = Findings(findings.protocol, findings.facts, rows)
+    line = table_of(findings, "The default, two-way, against what it promises").iloc[0]
+    assert list(line[["Points", "Met", "Within error", "Too low"]]) == [2, 0, 0, 2]
+    assert list(line[["Lowest, %", "Lowest at"]]) == ["60.0", "3, 12, 5, beta"]
+    assert line["Verdict"] == "missed"
+    line = table_of(findings, "95% interval for a mean").loc[SEEDS]
+    assert list(line[["Met", "Too low", "Too high", "Verdict"]]) == [2, 0, 0, MET]
 
 
 def test_the_command_rebuilds_what_is_there(written, tmp_path):
