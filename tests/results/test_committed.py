@@ -1,7 +1,6 @@
 """What is committed in results/ and reports/: whole, consistent, and reproducible from itself."""
 
 import json
-import re
 import subprocess
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from harness.experiment import config, records
 from harness.experiment.store import digest
 from harness.reporting import report
-from harness.reporting.numbers import MINUS
 from harness.reporting.results import load
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +28,7 @@ def _as_committed():
         pytest.skip("results/ or reports/ differ from the commit: experiments were run here since")
 
 
-def test_the_experiments_of_the_readme_are_committed():
+def test_the_experiments_of_the_documentation_are_committed():
     assert {"quick", "calibration", "testbed"} <= set(EXPERIMENTS)
 
 
@@ -137,33 +135,3 @@ def test_the_calibrated_settings_are_those_of_the_experiments():
     for part in ("pool", "model", "train", "query", "evaluate"):
         values = {getattr(experiment, part).model_dump_json() for experiment in loaded.values()}
         assert len(values) == 1, part
-
-
-def test_the_readme_shows_the_committed_table():
-    page = (ROOT / "README.md").read_text()
-    shown = page.partition("<!-- quick -->")[2].partition("<!-- /quick -->")[0]
-    table = pd.read_csv(ROOT / "reports/quick/main.csv")
-    means = table[table["task"] == "mean"].set_index("row")["mean"]
-    lines = re.findall(r"^\| ([^ |]+) \| ([0-9.]+) ", shown, flags=re.MULTILINE)
-    rows = {name.replace("\\", ""): float(mean) for name, mean in lines}  # self\_influence
-    assert rows.keys() == set(means.index)
-    assert all(abs(rows[name] - 100 * mean) <= 0.05 + 1e-9 for name, mean in means.items())
-
-
-FINDING = re.compile(rf"`([^`]+)`(?: at (\d+)%)? ([+{MINUS}]?\d+\.\d) \\\[([^,]+), ([^\]]+)\\\]")
-
-
-def test_the_readme_tells_the_differences_of_testbed_as_they_are():
-    """Each "`row` at 25% +1.2 [0.3, 2.1]" is in its table; without a share, in the other arm's."""
-    page = (ROOT / "README.md").read_text()
-    told = page.partition("<!-- testbed -->")[2].partition("<!-- /testbed -->")[0]
-    found = FINDING.findall(told.replace("\n", " "))
-    assert len(found) >= 15
-    folder = ROOT / "reports/testbed"
-    main, other = (pd.read_csv(folder / f"{arm}main.csv") for arm in ("", "random-errors/"))
-    for row, percent, *numbers in found:
-        diff, low, high = (float(number.replace(MINUS, "-")) for number in numbers)
-        table = main[main["fraction"] == int(percent) / 100] if percent else other
-        (line,) = table[(table["task"] == "mean") & (table["row"] == row)].itertuples()
-        known = [round(100 * value, 1) for value in (line.diff, line.diff_low, line.diff_high)]
-        assert [diff, low, high] == known, (row, percent)
