@@ -163,8 +163,8 @@ def run(job: Mapping[str, Any], workload: Workload, folder: Path) -> dict[str, f
     if "examples" in job:
         pool = repeated(pool, job["examples"])
     small = source / "warm" if (source / "warm").is_dir() else source
-    few, asked = (part.take(range(n)) for part, n in zip(load(small), WARM_UP, strict=True))
-    engine = start(name, small, workload, folder / "warm", few, asked, settings)
+    few, few_queries = (part.take(range(n)) for part, n in zip(load(small), WARM_UP, strict=True))
+    engine = start(name, small, workload, folder / "warm", few, few_queries, settings)
     engine.fit()
     engine.scores()
     del engine

@@ -95,7 +95,7 @@ def compare(bench: Bench, engines: Sequence[str], repeats: int, extras: bool) ->
     the pool.
     """
     folders, failed = _repetitions(bench, engines, repeats)
-    runs = {name: [_result(folder) for folder in found] for name, found in folders.items()}
+    runs = {name: [_result(each) for each in every] for name, every in folders.items()}
     numbers = {name: medians(results) for name, results in runs.items()}
     passes = numbers.pop(PERPLEXITY)
     first = {name: folders[name][0] for name in numbers}
@@ -167,7 +167,7 @@ def _repetitions(
                 if name in (PERPLEXITY, "ours"):
                     raise
                 failed[name] = str(error)
-    return {name: found for name, found in folders.items() if found}, failed
+    return {name: every for name, every in folders.items() if every}, failed
 
 
 def _result(folder: Path) -> dict[str, Any]:
