@@ -222,8 +222,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines.append("|:--" + "|--:" * len(columns) + "|")
         for engine in report["engines"]:
             row = numbers.get(engine, {})
-            cells = [format(row[key], style) if key in row else "-" for key, (_, style) in
-                     columns.items()]  # fmt: skip
+            cells = (f"{row[k]:{style}}" if k in row else "-" for k, (_, style) in columns.items())
             lines.append(f"| {engine} | " + " | ".join(cells) + " |")
         lines += ["", *(f"- {note}" for note in _notes(workload))]
     return "\n".join(lines) + "\n"
