@@ -1,5 +1,4 @@
-"""The command `cotsieve`: list, plan, overlap, run, report, subset, explain, check, influence,
-grade, stats, compare, noise.
+"""The command `cotsieve` and its subcommands about experiments and selectors.
 
 Exit codes: 0 done, 1 some cells failed or an overlap is refused, 2 bad input, 130 interrupted.
 """
@@ -7,54 +6,57 @@ Exit codes: 0 done, 1 some cells failed or an overlap is refused, 2 bad input, 1
 from __future__ import annotations
 
 import ast
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from harness import __version__
-from harness.cli.tools import (
+from harness.cli import tools
+from harness.cli.options import (
+    FOUR_HOURS,
+    Arm,
     AsJson,
     BatchInvariant,
+    CellName,
     EngineMemory,
     EngineSequences,
     ExperimentName,
-    ExperimentNames,
-    Store,
+    StoreFolder,
     TaskData,
     TaskLimit,
     Verbose,
-    artefacts,
-    compare,
-    grade,
-    influence,
-    noise,
-    planned,
-    stats,
+    argument,
+    err,
+    load_plan,
+    open_store,
+    option,
+    out,
+    print_json,
+    print_lines,
+    results_folder,
+    resumable,
 )
 from harness.evaluation.benchmarks import titles
-from harness.experiment import config
-from harness.experiment.paths import EXPERIMENTS
+from harness.experiment.paths import EXPERIMENTS, REPORTS, RESULTS
 from harness.selection import plugins
+
+SECTIONS = ("selectors", "tasks", "experiments")
 
 app = typer.Typer(
     name="cotsieve",
     help="Which chain-of-thought examples are worth fine-tuning on? Selectors choose subsets of a "
-    "pool, one fine-tuner trains on each with several seeds, lm-eval on vLLM measures them, and "
-    "the report says with confidence intervals which way of choosing works.",
+    "pool, one fine-tuner trains on each subset with several seeds, lm-eval on vLLM measures "
+    "every checkpoint, and the report compares the selectors with confidence intervals.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console()
-err = Console(stderr=True)
 
 
 def main() -> None:
@@ -62,18 +64,8 @@ def main() -> None:
     try:
         app()
     except (ValueError, FileNotFoundError) as error:
-        refuse(error)
-
-
-def refuse(error: Exception) -> NoReturn:
-    """Say what is wrong and leave with exit code 2."""
-    err.print(Text(f"error: {error}", style="red"), soft_wrap=True)
-    sys.exit(2)
-
-
-def say_json(value: Any) -> None:
-    """Print a value as JSON, whatever the width of the terminal."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        print_lines([f"error: {error}"], "red", err)
+        sys.exit(2)
 
 
 def _version(wanted: bool) -> None:
@@ -85,7 +77,8 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def common(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        option("Print the version and exit.", "--version", callback=_version, is_eager=True),
     ] = False,
 ) -> None:
     """Options of the command itself."""
@@ -94,22 +87,17 @@ def common(
 @app.command("list")
 def list_(
     what: Annotated[
-        str, typer.Argument(help="selectors, tasks or experiments; all three by default.")
+        str, argument("selectors, tasks or experiments; all three by default.")
     ] = "all",
     as_json: AsJson = False,
 ) -> None:
     """List selectors, evaluation tasks and experiments."""
-    sections: dict[str, dict[str, str]] = {}
-    if what not in ("all", "selectors", "tasks", "experiments"):
+    if what not in ("all", *SECTIONS):
         raise ValueError(f"{what!r}; expected selectors, tasks or experiments")
-    if what in ("all", "selectors"):
-        sections["selectors"] = {name: _first_line(name) for name in plugins.names()}
-    if what in ("all", "tasks"):
-        sections["tasks"] = titles()
-    if what in ("all", "experiments"):
-        sections["experiments"] = _experiments()
+    read = {"selectors": _selectors, "tasks": titles, "experiments": _experiments}
+    sections = {name: read[name]() for name in SECTIONS if what in ("all", name)}
     if as_json:
-        say_json(sections)
+        print_json(sections)
         return
     for title, entries in sections.items():
         table = Table(box=None, show_header=False, padding=(0, 2), title=title.capitalize())
@@ -121,83 +109,91 @@ def list_(
             out.print("  none")
 
 
-def _first_line(selector: str) -> str:
-    """What a selector's file says of itself, without importing it."""
-    file = plugins.source(selector)
-    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) if file else None
-    return (text or "").partition("\n")[0]
+def _selectors() -> dict[str, str]:
+    """Every selector with the first line of its file, without importing it."""
+    lines = {}
+    for name in plugins.names():
+        file = plugins.source(name)
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) if file else None
+        lines[name] = (text or "").partition("\n")[0]
+    return lines
 
 
 def _experiments() -> dict[str, str]:
     import tomllib
 
-    found = {}
-    for path in sorted(EXPERIMENTS.glob("*.toml")):
-        found[path.stem] = str(tomllib.loads(path.read_text()).get("description", ""))
-    return found
+    return {
+        path.stem: str(tomllib.loads(path.read_text(encoding="utf-8")).get("description", ""))
+        for path in sorted(EXPERIMENTS.glob("*.toml"))
+    }
 
 
-@app.command()
-def plan(
+@app.command("plan")
+def plan_(
     experiment: ExperimentName,
-    store: Store = None,
+    store: StoreFolder = None,
     task_data: TaskData = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the cells of an experiment, what is stored already, and what is left to do."""
+    """Show an experiment's cells, what is stored already, and the cost of the rest."""
     from harness.running import forecast
 
-    made = planned(experiment, task_data)
-    picture = forecast.forecast(made, artefacts(store))
+    picture = forecast.forecast(load_plan(experiment, task_data), open_store(store))
     if as_json:
-        say_json(picture)
+        print_json(picture)
         return
     table = Table(box=None, padding=(0, 2))
     for column in forecast.COLUMNS:
         table.add_column(column, no_wrap=column == "row")
-    for line in picture["rows"]:
-        table.add_row(*(str(line[name]) for name in forecast.COLUMNS))
+    for row in picture["rows"]:
+        table.add_row(*(str(row[name]) for name in forecast.COLUMNS))
     out.print(table)
-    for text in picture["notes"]:
-        out.print(Text(text), soft_wrap=True)
+    print_lines(picture["notes"])
 
 
-@app.command()
-def overlap(
+@app.command("overlap")
+def overlap_(
     experiment: ExperimentName,
-    store: Store = None,
+    store: StoreFolder = None,
     task_data: TaskData = None,
     as_json: AsJson = False,
 ) -> None:
-    """List questions that stand in two data sets of an experiment; nothing is trained."""
-    from harness.cli.inspection import inspect
-    from harness.experiment.paths import RESULTS
+    """List questions that occur in more than one data set of an experiment; trains nothing."""
+    from harness.running import overlap
+    from harness.running.display import Progress
+    from harness.running.run import Run
 
-    made = planned(experiment, task_data)
-    try:
-        refused = inspect(made, artefacts(store), RESULTS / made.experiment.name, as_json)
-    except KeyboardInterrupt:
-        err.print("Stopped. What is finished is stored; the same command continues from there.")
-        raise typer.Exit(130) from None
+    plan, artefacts = load_plan(experiment, task_data), open_store(store)
+    name = plan.experiment.name
+    view = Progress(err)
+    with resumable(view):
+        Run(plan, artefacts, RESULTS / name).compare(view)
+    refused = bool(overlap.refusal(plan.checks, artefacts))
+    if as_json:
+        checks = overlap.picture(plan.checks, artefacts)
+        print_json({"experiment": name, "refused": refused, "checks": checks})
+    else:
+        print_lines(overlap.listing(plan.checks, artefacts))
+        if not plan.checks:
+            out.print("Nothing to compare: every run proves that the testbed's sets are disjoint.")
     if refused:
         raise typer.Exit(1)
 
 
-@app.command()
-def run(
+@app.command("run")
+def run_(
     experiment: ExperimentName,
-    only: Annotated[
-        str | None, typer.Option(help="Run only some cells: selector=NAME or row=NAME.")
-    ] = None,
-    executor: Annotated[str, typer.Option(help="Where jobs run: local.")] = "local",
+    only: Annotated[str | None, option("Run only some cells: selector=NAME or row=NAME.")] = None,
+    executor: Annotated[str, option("Where jobs run: local.")] = "local",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes; default: one per core, one on GPU.")
+        int | None,
+        option("Worker processes; default: one per core, one on a GPU.", min=1),
     ] = None,
-    report: Annotated[bool, typer.Option(help="Build the report at the end.")] = True,
+    report: Annotated[bool, option("Build the report at the end.")] = True,
     verbose: Verbose = False,
-    store: Store = None,
+    store: StoreFolder = None,
     task_data: TaskData = None,
-    task_limit: TaskLimit = 4 * 3600,
+    task_limit: TaskLimit = FOUR_HOURS,
     engine_memory: EngineMemory = None,
     engine_sequences: EngineSequences = None,
     batch_invariant: BatchInvariant = False,
@@ -207,22 +203,18 @@ def run(
 
     if executor != "local":
         raise ValueError(f"--executor {executor!r}; expected local")
-    try:
-        check_environment()
-    except RuntimeError as error:
-        refuse(error)
+    check_environment()
     from harness.cli.quotes import write_texts
     from harness.evaluation.settings import Limits
-    from harness.experiment.paths import RESULTS
     from harness.experiment.progress import clock
     from harness.running.display import Progress
     from harness.running.run import Run
 
-    made = planned(experiment, task_data, batch_invariant)
-    name = made.experiment.name
+    plan = load_plan(experiment, task_data, batch_invariant)
+    name = plan.experiment.name
     job = Run(
-        made,
-        artefacts(store),
+        plan,
+        open_store(store),
         RESULTS / name,
         workers=workers,
         only=only,
@@ -230,124 +222,111 @@ def run(
         limits=Limits(engine_memory, engine_sequences, task_limit),
     )
     view = Progress(out)
-    try:
+    with resumable(view):
         summary = job.execute(view)
-        write_texts(made, job.store, job.results)
-    except KeyboardInterrupt:
-        view.end()
-        err.print("Stopped. What is finished is stored; the same command continues from there.")
-        raise typer.Exit(130) from None
-    finally:
-        view.end()
+        write_texts(plan, job.store, job.results)
     if report:
         _report([name])
     out.print(
         f"{summary.cells - len(summary.failed)} of {summary.cells} cells done "
-        f"({summary.found} were stored), {clock(summary.seconds)} min for running."
+        f"({summary.found} were stored); took {clock(summary.seconds)}."
     )
-    for cell, message in summary.failed.items():
-        err.print(Text(f"failed: {cell}: {message}", style="red"), soft_wrap=True)
     if summary.failed:
+        failures = (f"failed: {cell}: {message}" for cell, message in summary.failed.items())
+        print_lines(failures, "red", err)
         raise typer.Exit(1)
 
 
-@app.command()
-def report(experiments: ExperimentNames) -> None:
-    """Build tables, figures and page from the stored records; needs no torch and no store."""
-    _report([_name(experiment) for experiment in experiments])
+@app.command("report")
+def report_(
+    experiments: Annotated[
+        list[str],
+        argument(
+            "Names in experiments/ (such as quick) or paths of .toml files.",
+            metavar="EXPERIMENT...",
+        ),
+    ],
+) -> None:
+    """Build tables, figures and an HTML page from stored records; needs no GPU, torch or store."""
+    _report([results_folder(experiment).name for experiment in experiments])
 
 
 def _report(names: Sequence[str]) -> None:
-    """Build reports; show each main table, and where its page is."""
-    from harness.experiment.paths import REPORTS, RESULTS
+    """Build reports; print each main table and where its page is."""
     from harness.reporting.report import build_all
 
     names = list(dict.fromkeys(names))
-    built = build_all([(RESULTS / name, REPORTS / name) for name in names])
-    for name, written in zip(names, built, strict=True):
-        table = next(path for path in written if path.name == "main.md")
+    reports = build_all([(RESULTS / name, REPORTS / name) for name in names])
+    for name, files in zip(names, reports, strict=True):
+        table = next(path for path in files if path.name == "main.md")
         out.print(table.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
         page = REPORTS / name / "index.html"
-        out.print(f"Report: {page} ({len(written)} files)", soft_wrap=True)
+        out.print(f"Report: {page} ({len(files)} files)", soft_wrap=True)
 
 
-@app.command()
-def subset(
+@app.command("subset")
+def subset_(
     experiment: ExperimentName,
-    selector: Annotated[str, typer.Argument(help="A row, such as influence/combined or random.")],
-    fraction: Annotated[float, typer.Option(help="Fraction of the pool.")],
-    out_file: Annotated[Path, typer.Option("--out", help="A .jsonl or .parquet file to write.")],
-    seed: Annotated[int, typer.Option(help="Seed of the cell.")] = 0,
-    arm: Annotated[str, typer.Option(help="Variant of the pool.")] = "main",
-    store: Store = None,
+    selector: Annotated[str, argument("A row, such as influence/combined or random.")],
+    fraction: Annotated[float, option("Fraction of the pool.")],
+    out_file: Annotated[Path, option("A .jsonl or .parquet file to write.", "--out")],
+    seed: Annotated[int, option("Seed of the cell.")] = 0,
+    arm: Arm = "main",
+    store: StoreFolder = None,
     task_data: TaskData = None,
 ) -> None:
-    """Write the examples that a finished row chose, best first, ready to train on."""
+    """Write the examples that a finished row selected, best first, ready to train on."""
     from harness.running.export import export
 
-    count = export(
-        planned(experiment, task_data), artefacts(store), arm, selector, fraction, seed, out_file
-    )
+    plan = load_plan(experiment, task_data)
+    count = export(plan, open_store(store), arm, selector, fraction, seed, out_file)
     out.print(f"{count} examples written to {out_file}", soft_wrap=True)
 
 
-@app.command()
-def explain(
+@app.command("explain")
+def explain_(
     experiment: ExperimentName,
-    cell: Annotated[str, typer.Argument(help="A cell, such as influence/combined@0.5#0.")],
-    store: Store = None,
+    cell: CellName,
+    store: StoreFolder = None,
     task_data: TaskData = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show where a cell comes from, and why it is missing, stale or failed."""
-    from harness.experiment.paths import RESULTS
-    from harness.running.explain import explain as explained
+    """Show where a cell's result comes from, or why it is missing, stale or failed."""
+    from harness.running.explain import explain
 
-    made = planned(experiment, task_data)
-    story = explained(made, made.cell(cell), artefacts(store), RESULTS / made.experiment.name)
+    plan = load_plan(experiment, task_data)
+    folder = RESULTS / plan.experiment.name
+    explanation = explain(plan, plan.cell(cell), open_store(store), folder)
     if as_json:
-        say_json(story)
+        print_json(explanation)
         return
-    out.print(Text(f"{cell}: {story['state']}", style="bold"), soft_wrap=True)
-    for line in story["lines"]:
-        out.print(Text(line), soft_wrap=True)
+    print_lines([f"{cell}: {explanation['state']}"], "bold")
+    print_lines(explanation["lines"])
 
 
-@app.command()
-def check(
-    selector: Annotated[str, typer.Argument(help="A selector's name, as `cotsieve list` has it.")],
+@app.command("check")
+def check_(
+    selector: Annotated[str, argument("A selector's name, as `cotsieve list` shows it.")],
     as_json: AsJson = False,
 ) -> None:
-    """Run the conformance suite on a selector."""
+    """Run the conformance tests on a selector."""
     from harness.selection import conformance
 
-    found = conformance.check(plugins.build(selector, {}))
+    result = conformance.check(plugins.build(selector, {}))
     if as_json:
-        say_json(found.as_dict())
+        print_json(result.as_dict())
     else:
-        for entry in found.entries:
+        for entry in result.entries:
             mark = Text("FAILED", style="red")
             if entry.passed:
                 mark = Text("ok    ", style="green") if entry.applies else Text("n/a   ")
             out.print(Text.assemble(mark, " ", entry.name, f"  {entry.detail}".rstrip()))
-    if not found.passed:
+    if not result.passed:
         raise typer.Exit(1)
 
 
-app.command()(influence)
-app.command()(grade)
-app.command()(stats)
-app.command()(compare)
-app.command()(noise)
-
-
-def _name(experiment: str) -> str:
-    """The experiment's own name; a results folder without an experiment file will do."""
-    from harness.experiment.paths import RESULTS
-
-    if not experiment.endswith(".toml") and (RESULTS / experiment / "protocol.toml").exists():
-        return experiment
-    return config.load(config.find(experiment)).name
+for command in (tools.influence, tools.grade, tools.stats, tools.compare, tools.noise):
+    app.command()(command)
 
 
 if __name__ == "__main__":

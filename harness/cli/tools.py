@@ -1,141 +1,105 @@
-"""Commands beside those of a run (influence, grade, stats, compare, noise), and shared options."""
+"""Commands on files (influence, grade, stats) and on what is stored (compare, noise)."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.cli.options import (
+    FOUR_HOURS,
+    AsJson,
+    BatchInvariant,
+    EngineMemory,
+    EngineSequences,
+    ExperimentName,
+    StoreFolder,
+    TaskData,
+    TaskLimit,
+    Verbose,
+    argument,
+    err,
+    load_plan,
+    open_store,
+    option,
+    out,
+    print_json,
+    print_lines,
+    resumable,
+)
 from harness.evaluation.benchmarks import BENCHMARKS, benchmark
-from harness.experiment import config
-
-ExperimentName = Annotated[
-    str, typer.Argument(help="A name in experiments/ (such as quick) or the path of a .toml file.")
-]
-ExperimentNames = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="EXPERIMENT...",
-        help="Names in experiments/ (such as quick) or paths of .toml files; several at once.",
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Store = Annotated[
-    Path | None,
-    typer.Option(
-        help="Folder of finished artefacts; default: $COTSIEVE_STORE, else .cotsieve here."
-    ),
-]
-TaskData = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="COTSIEVE_TASK_DATA",
-        help="Folder with the benchmarks' files (gsm8k.jsonl, ...); default: from the hub.",
-    ),
-]
-Verbose = Annotated[bool, typer.Option(help="Let vLLM, lm-eval and transformers speak.")]
-TaskLimit = Annotated[
-    float, typer.Option(min=1, help="Seconds for a task, after which its engine is ended.")
-]
-EngineMemory = Annotated[
-    float | None, typer.Option(help="Share of a GPU's memory for vLLM; default: what is free.")
-]
-EngineSequences = Annotated[
-    int | None, typer.Option(help="Answers decoded together; default: 512 on a CPU, 256 on GPU.")
-]
-BatchInvariant = Annotated[
-    bool,
-    typer.Option(
-        "--batch-invariant", help="vLLM's kernels that do not depend on the batch (GPU only)."
-    ),
-]
-
-
-def planned(experiment: str, task_data: Path | None = None, batch_invariant: bool = False) -> Any:
-    """The plan of an experiment, by name or path."""
-    from harness.running import plan
-
-    path = config.find(experiment)
-    loaded = config.load(path)
-    if batch_invariant:
-        chosen = loaded.evaluate.model_copy(update={"batch_invariant": True})
-        loaded = loaded.model_copy(update={"evaluate": chosen})
-    return plan.make(loaded, path, task_data)
-
-
-def artefacts(path: Path | None) -> Any:
-    """The store in this folder, or in the default one."""
-    from harness.experiment import store
-    from harness.experiment.paths import default_store
-
-    return store.Store(path or default_store())
+from harness.experiment.paths import RESULTS
 
 
 def influence(
     model: Annotated[
-        str, typer.Argument(help="Folder of a transformers model or peft adapter, or a hub name.")
+        str,
+        argument("Folder of a transformers model or peft adapter, or a name on the hub."),
     ],
-    pool: Annotated[Path, typer.Argument(help="Training examples: .jsonl or .parquet.")],
-    queries: Annotated[Path, typer.Argument(help="What they are to help with, likewise.")],
-    out_file: Annotated[
-        Path, typer.Option("--out", help="A .parquet, .csv or .jsonl file to write.")
+    pool: Annotated[Path, argument("Training examples: .jsonl or .parquet.")],
+    queries: Annotated[
+        Path, argument("Examples whose loss they should lower: .jsonl or .parquet.")
     ],
-    prompt: Annotated[str, typer.Option(help="Column of the prompts.")] = "prompt",
-    response: Annotated[str, typer.Option(help="Column of the responses.")] = "response",
+    out_file: Annotated[Path, option("A .parquet, .csv or .jsonl file to write.", "--out")],
+    prompt: Annotated[str, option("Column of the prompts.")] = "prompt",
+    response: Annotated[str, option("Column of the responses.")] = "response",
     id_column: Annotated[
-        str | None, typer.Option("--id", help="Column of the ids; default: row-000001, ...")
+        str | None, option("Column of the ids; default: row-000001, ...", "--id")
     ] = None,
     template: Annotated[
         str | None,
-        typer.Option(
-            help="'chat', or a text with {prompt} in it; default: chat where the tokenizer has it."
+        option(
+            "'chat' or a text with {prompt} in it; default: the tokenizer's chat template, if any."
         ),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of an example at most.")] = 2048,
-    curvature: Annotated[
-        str | None, typer.Option(help="Kind of curvature; default: ekfac.")
-    ] = None,
+    max_tokens: Annotated[int, option("Maximum tokens per example.")] = 2048,
+    curvature: Annotated[str | None, option("Curvature approximation; default: ekfac.")] = None,
     damping: Annotated[
-        float | None, typer.Option(help="Multiple of the mean eigenvalue; default: 0.1.")
+        float | None,
+        option("Damping as a multiple of the mean eigenvalue; default: 0.1."),
     ] = None,
-    fisher: Annotated[str | None, typer.Option(help="true (default) or empirical.")] = None,
+    fisher: Annotated[str | None, option("Fisher matrix: true (default) or empirical.")] = None,
     layers: Annotated[
-        str | None, typer.Option(help="attention+mlp (default), attention, mlp or all.")
+        str | None, option("Layers: attention+mlp (default), attention, mlp or all.")
     ] = None,
     sample: Annotated[
-        int | None, typer.Option(help="Fit on so many examples; default: the whole pool.")
+        int | None,
+        option("Number of examples to fit the curvature on; default: the whole pool."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of samples and sampled labels; default: 0.")
+        int | None,
+        option("Random seed of that sample and of sampled labels; default: 0."),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples per batch; default: 32.")] = None,
-    aggregate: Annotated[str, typer.Option(help="Score: mean or sum over queries.")] = "mean",
-    per_query: Annotated[bool, typer.Option(help="Add a column for every query.")] = False,
-    method: Annotated[str, typer.Option(help="auto, forward, central or ghost.")] = "auto",
+    batch_size: Annotated[int | None, option("Examples per batch; default: 32.")] = None,
+    aggregate: Annotated[str, option("Score over all queries: mean or sum.")] = "mean",
+    per_query: Annotated[bool, option("Add a column for each query.")] = False,
+    method: Annotated[
+        str, option("How scores are computed: auto, forward, central or ghost.")
+    ] = "auto",
     save_curvature: Annotated[
-        Path | None, typer.Option(help="Folder to keep the fitted curvature in.")
+        Path | None, option("Folder to save the fitted curvature in.")
     ] = None,
     use_curvature: Annotated[
-        Path | None, typer.Option(help="Folder of a curvature kept before; nothing is fitted.")
+        Path | None, option("Folder of a saved curvature, used instead of fitting one.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Commit of a model from the hub.")] = None,
+    revision: Annotated[str | None, option("Commit of a model on the hub.")] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Folder of the tokenizer; default: the model's.")
+        str | None, option("Folder of the tokenizer; default: the model's.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="Default: cuda where there is one.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    dtype: Annotated[str, option("float32 or bfloat16.")] = "float32",
+    device: Annotated[str | None, option("Device; default: cuda if available.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Score training examples by their influence on queries; needs no experiment.
+    """Score training examples by their influence on queries; needs no experiment file.
 
-    Higher: training more on the example raises the log-probability of the queries' responses. A
-    killed run is continued by the same command.
+    A higher score means that more training on the example raises the log-probability of the
+    queries' responses. The same command continues a run that was stopped.
     """
     from harness.experiment.progress import Bars
     from harness.influence import from_files
@@ -150,13 +114,13 @@ def influence(
         "seed": seed,
         "batch_size": batch_size,
     }
-    given = {name: value for name, value in values.items() if value is not None}
+    chosen = {name: value for name, value in values.items() if value is not None}
     request = from_files.Request(
         model=model,
         pool=pool,
         queries=queries,
         out=out_file,
-        options=options_from(None, given) if given else None,
+        options=options_from(None, chosen) if chosen else None,
         prompt=prompt,
         response=response,
         id=id_column,
@@ -172,67 +136,49 @@ def influence(
         save_curvature=save_curvature,
         use_curvature=use_curvature,
     )
-    out, err = Console(), Console(stderr=True)
-
-    def note(text: str) -> None:
-        err.print(Text(text), soft_wrap=True)
-
-    try:
-        summary = from_files.run(request, Bars(err), note)
-    except KeyboardInterrupt:
-        note("Stopped. What is finished is kept; the same command continues from there.")
-        raise typer.Exit(130) from None
+    with resumable():
+        summary = from_files.run(request, Bars(err), lambda text: print_lines([text], console=err))
     if as_json:
-        sys.stdout.write(json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-        return
-    for line in from_files.lines(summary):
-        out.print(Text(line), soft_wrap=True)
+        print_json(summary)
+    else:
+        print_lines(from_files.lines(summary))
 
 
 def grade(
-    file: Annotated[Path, typer.Argument(help="Responses: JSON lines.")],
-    task: Annotated[str, typer.Option(help=f"How answers are graded: {', '.join(BENCHMARKS)}.")],
-    response: Annotated[str, typer.Option(help="Column of the responses.")] = "response",
+    file: Annotated[Path, argument("Responses: a JSON Lines file.")],
+    task: Annotated[str, option(f"Benchmark whose grading applies: {', '.join(BENCHMARKS)}.")],
+    response: Annotated[str, option("Column of the responses.")] = "response",
     answer: Annotated[
         str,
-        typer.Option(help="Column of the references: bare answers, or solutions ending in one."),
+        option("Column of the reference answers, or of solutions that end in the answer."),
     ] = "answer",
     id_column: Annotated[
-        str, typer.Option("--id", help="Column of the ids; without it rows have numbers.")
+        str, option("Column of the ids; rows without one are numbered.", "--id")
     ] = "id",
     out_file: Annotated[
         Path | None,
-        typer.Option("--out", help="Where verdicts go; default: FILE with .graded.jsonl."),
+        option("Where verdicts go; default: FILE ending in .graded.jsonl.", "--out"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Grade responses that are there already, and print accuracy with its interval.
+    """Grade existing responses and print accuracy with its interval.
 
-    Every row's verdict, the answer found and the rule that found it are written beside its own
-    columns. Rows that cannot be read are reported by number; the rest is graded.
+    Each row's verdict, the extracted answer and the rule that found it are written next to its own
+    columns. Rows that cannot be read are reported by number and left out.
     """
     from harness.evaluation import grade_file
     from harness.experiment.progress import Bars
 
-    err = Console(stderr=True)
-    graded = grade_file.grade_file(
-        file,
-        benchmark(task),
-        response=response,
-        answer=answer,
-        id=id_column,
-        progress=Bars(err),
-    )
+    columns = {"response": response, "answer": answer, "id": id_column}
+    graded = grade_file.grade_file(file, benchmark(task), **columns, progress=Bars(err))
     target = out_file or file.with_suffix(".graded.jsonl")
     grade_file.write(graded, target)
-    for number, reason in graded.malformed:
-        err.print(Text(f"row {number} is left out: {reason}", style="red"), soft_wrap=True)
+    skipped = (f"row {number} is left out: {reason}" for number, reason in graded.malformed)
+    print_lines(skipped, "red", err)
     if as_json:
-        sys.stdout.write(json.dumps(graded.summary(), indent=1, ensure_ascii=False) + "\n")
-        return
-    for line in grade_file.lines(graded):
-        Console().print(Text(line), soft_wrap=True)
-    Console().print(Text(f"verdicts: {target}"), soft_wrap=True)
+        print_json(graded.summary())
+    else:
+        print_lines([*grade_file.lines(graded), f"verdicts: {target}"])
 
 
 def stats(
@@ -317,64 +263,50 @@ def noise(
     experiment: ExperimentName,
     cell: Annotated[
         str | None,
-        typer.Option(
-            help="A cell, such as full@1#0; default: the first finished one of full, of the "
-            "reference, or base."
+        option(
+            "A cell, such as full@1#0; default: the first finished of full, the reference, base."
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=2, help="How often it is evaluated.")] = 8,
+    repeats: Annotated[int, option("Number of evaluations.", min=2)] = 8,
     as_json: AsJson = False,
     verbose: Verbose = False,
-    store: Store = None,
+    store: StoreFolder = None,
     task_data: TaskData = None,
-    task_limit: TaskLimit = 4 * 3600,
+    task_limit: TaskLimit = FOUR_HOURS,
     engine_memory: EngineMemory = None,
     engine_sequences: EngineSequences = None,
     batch_invariant: BatchInvariant = False,
 ) -> None:
-    """Evaluate one checkpoint repeatedly: how far does its accuracy move by itself?
+    """Evaluate one checkpoint repeatedly: how much does its accuracy vary by chance?
 
-    Items come in another order each time, and answers are sampled with other seeds. After a kill,
-    the same command continues.
+    Each evaluation takes the items in another order, and samples answers with other seeds. The same
+    command continues a run that was stopped.
     """
     from harness.evaluation.environment import check_environment
 
-    try:
-        check_environment()
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
+    check_environment()
     from harness.evaluation.settings import Limits
-    from harness.experiment.paths import RESULTS
     from harness.running.display import Repetitions
     from harness.running.run import Run
     from harness.studies import decode_noise
 
-    made, stored = planned(experiment, task_data, batch_invariant), artefacts(store)
-    results = RESULTS / made.experiment.name
+    plan, artefacts = load_plan(experiment, task_data, batch_invariant), open_store(store)
+    results = RESULTS / plan.experiment.name
     limits = Limits(engine_memory, engine_sequences, task_limit)
-    run = Run(made, stored, results, workers=1, verbose=verbose, limits=limits)
-    measurement = decode_noise.Noise(run, decode_noise.choose_cell(made, stored, cell), repeats)
-    err = Console(stderr=True)
+    run = Run(plan, artefacts, results, workers=1, verbose=verbose, limits=limits)
+    study = decode_noise.Noise(run, decode_noise.choose_cell(plan, artefacts, cell), repeats)
     view = Repetitions(err)
-    try:
-        failed = measurement.make(view)
-    except KeyboardInterrupt:
-        view.end()
-        err.print("Stopped. What is finished is stored; the same command continues from there.")
-        raise typer.Exit(130) from None
-    finally:
-        view.end()
+    with resumable(view):
+        failed = study.make(view)
     if failed is not None:
-        err.print(Text(f"failed: {failed['message']}", style="red"), soft_wrap=True)
+        print_lines([f"failed: {failed['message']}"], "red", err)
         raise typer.Exit(1)
-    entry = measurement.entry()
+    entry = study.entry()
     path = decode_noise.write(entry, results)
     if as_json:
-        sys.stdout.write(json.dumps(entry, indent=1, ensure_ascii=False) + "\n")
+        print_json(entry)
         return
-    out = Console()
-    for line in decode_noise.head(entry):
-        out.print(Text(line), soft_wrap=True)
+    print_lines(decode_noise.head(entry))
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     columns, *rows = decode_noise.table(entry)
     for number, column in enumerate(columns):
@@ -382,6 +314,4 @@ def noise(
     for row in rows:
         table.add_row(*map(Text, row))
     out.print(table)
-    for line in decode_noise.notes(entry):
-        out.print(Text(line), soft_wrap=True)
-    out.print(Text(f"stored: {path}"), soft_wrap=True)
+    print_lines([*decode_noise.notes(entry), f"stored: {path}"])

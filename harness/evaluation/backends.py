@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.evaluation.patches import (
+from harness.evaluation.environment import (
     generators_kept,
+    no_collections,
     quiet,
-    stderr_held_back,
     swapped,
     vllm_version_answered,
 )
@@ -270,7 +270,7 @@ def open_model(folder: Path, settings: Settings, verbose: bool = False) -> Itera
     try:
         try:
             set_threads(settings.threads)
-            with quiet(verbose), generators_kept(), stderr_held_back(verbose):
+            with quiet(verbose), generators_kept(), no_collections():
                 start = _start_hf if settings.name == "hf" else _start_vllm
                 model = start(folder, settings, verbose)
         finally:
@@ -279,12 +279,11 @@ def open_model(folder: Path, settings: Settings, verbose: bool = False) -> Itera
         set_threads(settings.threads)
         yield model
     finally:
-        with quiet(verbose):
+        with quiet(verbose), no_collections():
             if model is not None:
                 model.close()
             del model
-            gc.unfreeze()  # vLLM freezes the heap, which would keep the engine's memory for ever
-            gc.collect()
+        gc.collect()
         torch.set_num_threads = set_threads
         set_threads(threads)
         for key, value in changed.items():

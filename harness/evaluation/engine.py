@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from harness.evaluation.backends import ProgressCallback, open_model
-from harness.evaluation.environment import engine_version
+from harness.evaluation.environment import engine_version, generators_kept, quiet
 from harness.evaluation.lm_eval_bridge import Task, check_length, evaluate_tasks
-from harness.evaluation.patches import generators_kept, quiet
 from harness.evaluation.settings import (
     Completion,
     Decoding,

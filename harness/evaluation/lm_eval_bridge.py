@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness.data.grading import KINDS, Grader, Kind, Verdict
 from harness.data.items import FIELDS, read_items
 from harness.evaluation.benchmarks import LOCAL, TASKS, task_file
-from harness.evaluation.patches import swapped
+from harness.evaluation.environment import swapped
 from harness.evaluation.settings import Decoding
 from harness.experiment.store import digest
 
