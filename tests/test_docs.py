@@ -203,6 +203,10 @@ def test_every_nox_session_exists(words):
         from harness.studies.__main__ import app as studies
 
         parse(words[3:], studies)
+    if words[1] == "bench":
+        from harness.studies.speed.__main__ import parser
+
+        parser().parse_args(words[3:])
 
 
 def test_the_readme_lists_every_command():
@@ -439,6 +443,15 @@ def test_every_interval_that_is_quoted_stands_in_a_report():
             plain(re.sub(r" (nats|points) \[", " [", page.read_text()))
         ):
             assert interval in known | stated, (page_id(page), interval)
+
+
+def test_every_percentage_of_the_statistics_stands_in_its_report():
+    section = (ROOT / "docs/statistics.md").read_text().partition("## Are the intervals")[2]
+    report = (ROOT / "reports/validation/statistics.md").read_text()
+    known = {cell for cells in table_rows(report) for cell in cells}
+    quoted = re.findall(r"\d+\.\d", section)
+    assert len(quoted) >= 8
+    assert set(quoted) <= known
 
 
 @pytest.mark.parametrize("names", ["testbed qwen2-10m", "qwen2-gpu"])
