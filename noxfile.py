@@ -116,7 +116,8 @@ def benchmark(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the test suite; arguments after -- go to pytest (`-m slow` for the long ones)."""
     install_stack(session, *nox.project.dependency_groups(PYPROJECT, "test"))
-    session.run("pytest", *session.posargs)
+    # Two workers, as most of the time goes into single-threaded work; `-- -n 0` runs in one process.
+    session.run("pytest", "-n", "2", "--dist", "worksteal", *session.posargs)
 
 
 @nox.session
