@@ -116,7 +116,7 @@ def benchmark(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the test suite; arguments after -- go to pytest (`-m slow` for the long ones)."""
     install_stack(session, *nox.project.dependency_groups(PYPROJECT, "test"))
-    # Two workers, as most of the time goes into single-threaded work; `-- -n 0` runs in one process.
+    # Most tests keep one core busy; `-- -n 0` runs them in one process.
     session.run("pytest", "-n", "2", "--dist", "worksteal", *session.posargs)
 
 

@@ -307,12 +307,13 @@ def explain_(
 @app.command("check")
 def check_(
     selector: Annotated[str, argument("A selector's name, as `cotsieve list` shows it.")],
+    only: Annotated[list[str] | None, option("Check this property alone; may be repeated.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the conformance tests on a selector."""
     from harness.selection import conformance
 
-    result = conformance.check(plugins.build(selector, {}))
+    result = conformance.check(plugins.build(selector, {}), only=only or None)
     if as_json:
         print_json(result.as_dict())
     else:

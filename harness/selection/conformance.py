@@ -1,4 +1,4 @@
-"""The conformance suite: does a selector, ours or a stranger's, keep the contract?
+"""The conformance suite: does a selector, built in or third-party, keep the contract?
 
 `check(selector)` runs it on a small made-up pool with everything that a context can offer: a random
 two-layer model, a query set with made-up answers, graded decodes drawn from a fixed seed. What it
@@ -14,8 +14,9 @@ import pickle
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -77,10 +78,18 @@ class Skipped(Exception):
     """A property does not apply to this selector; the message says why."""
 
 
-def check(selector: Selector, *, seed: int = 0) -> Report:
-    """Run every property on `selector`; a property that raises counts as broken, with its error."""
+def check(selector: Selector, *, seed: int = 0, only: Iterable[str] | None = None) -> Report:
+    """Run every property, or `only` the named ones, on `selector`.
+
+    A property that raises counts as broken, with its error. ValueError for an unknown name.
+    """
+    names = list(PROPERTIES if only is None else only)
+    for name in names:
+        if name not in PROPERTIES:
+            known = ", ".join(map(repr, PROPERTIES))
+            raise ValueError(f"property {name!r} does not exist; expected one of {known}")
     trial = Trial(selector, seed)
-    entries = [_entry(name, test, trial) for name, test in PROPERTIES.items()]
+    entries = [_entry(name, PROPERTIES[name], trial) for name in names]
     return Report(repr(selector), tuple(entries))
 
 
@@ -104,25 +113,26 @@ class Trial:
         self.seed = seed
         self.pool = make_pool()
         self._fixture = Fixture()
-        self._known: dict[int, npt.NDArray[Any]] = {}
+        self._subsets: dict[int, npt.NDArray[Any]] = {}
 
     def run(self, budget: int, *, pool: Pool | None = None, seed: int | None = None) -> Positions:
         """What the selector returns, unchecked."""
         pool = self.pool if pool is None else pool
         return self.selector.select(pool, budget, self.context(pool, budget, seed))
 
-    def known(self, budget: int) -> npt.NDArray[Any]:
+    def subset(self, budget: int) -> npt.NDArray[Any]:
         """The first answer for `budget`, as an array."""
-        if budget not in self._known:
-            self._known[budget] = np.asarray(self.run(budget))
-        return self._known[budget]
+        if budget not in self._subsets:
+            self._subsets[budget] = np.asarray(self.run(budget))
+        return self._subsets[budget]
 
-    def scores(self, pool: Pool) -> npt.NDArray[np.float64]:
+    @cached_property
+    def scores(self) -> npt.NDArray[np.float64]:
         """Checked scores of a score selector; Skipped for any other."""
         if not isinstance(self.selector, ScoreSelector):
             raise Skipped("not a ScoreSelector")
-        scores = self.selector.score(pool, self.context(pool, HALF))
-        return check_scores(scores, pool, type(self.selector).__name__)
+        scores = self.selector.score(self.pool, self.context(self.pool, HALF))
+        return check_scores(scores, self.pool, type(self.selector).__name__)
 
     def context(self, pool: Pool, budget: int, seed: int | None = None) -> Context:
         """A new context with the selector's declared needs."""
@@ -134,41 +144,42 @@ class Trial:
 
 def _count(trial: Trial) -> None:
     for budget in BUDGETS:
-        found = trial.known(budget)
-        if found.shape != (budget,):
-            raise Broken(f"shape {found.shape} for a budget of {budget}")
+        subset = trial.subset(budget)
+        if subset.shape != (budget,):
+            raise Broken(f"shape {subset.shape} for a budget of {budget}")
 
 
 def _distinct(trial: Trial) -> None:
     for budget in BUDGETS:
-        found = trial.known(budget)
-        if len(np.unique(found)) != found.size:
-            raise Broken(f"{found.size - len(np.unique(found))} repeated for a budget of {budget}")
+        subset = trial.subset(budget)
+        repeated = subset.size - len(np.unique(subset))
+        if repeated:
+            raise Broken(f"{repeated} repeated for a budget of {budget}")
 
 
 def _in_range(trial: Trial) -> None:
     for budget in BUDGETS:
-        found = trial.known(budget)
-        if not np.issubdtype(found.dtype, np.integer):
-            raise Broken(f"positions are {found.dtype}; expected integers")
-        if found.size and (found.min() < 0 or found.max() >= SIZE):
-            raise Broken(f"from {found.min()} to {found.max()}; expected 0 to {SIZE - 1}")
+        subset = trial.subset(budget)
+        if not np.issubdtype(subset.dtype, np.integer):
+            raise Broken(f"positions are {subset.dtype}; expected integers")
+        if subset.size and (subset.min() < 0 or subset.max() >= SIZE):
+            raise Broken(f"from {subset.min()} to {subset.max()}; expected 0 to {SIZE - 1}")
 
 
 def _finite(trial: Trial) -> None:
-    trial.scores(trial.pool)
+    _ = trial.scores
 
 
 def _repeatable(trial: Trial) -> None:
     again = np.asarray(trial.run(HALF))
-    if not np.array_equal(again, trial.known(HALF)):
+    if not np.array_equal(again, trial.subset(HALF)):
         raise Broken("a second run with the same seed gave something else")
 
 
 def _redrawn(trial: Trial) -> None:
     if not trial.selector.stochastic:
         raise Skipped("declared deterministic")
-    if set(np.asarray(trial.run(HALF, seed=trial.seed + 1))) == set(trial.known(HALF)):
+    if set(np.asarray(trial.run(HALF, seed=trial.seed + 1))) == set(trial.subset(HALF)):
         raise Broken("declared stochastic, but another seed gave the same subset")
 
 
@@ -176,16 +187,16 @@ def _order_free(trial: Trial) -> None:
     if trial.selector.stochastic:
         raise Skipped("stochastic")
     shuffled = trial.pool.take(np.random.default_rng(7).permutation(SIZE))
-    found = {shuffled.ids[p] for p in trial.run(HALF, pool=shuffled)}
-    expected = {trial.pool.ids[p] for p in trial.known(HALF)}
+    chosen = {shuffled.ids[p] for p in trial.run(HALF, pool=shuffled)}
+    expected = {trial.pool.ids[p] for p in trial.subset(HALF)}
     if isinstance(trial.selector, ScoreSelector):
         # Ties keep pool order, so only the ids clearly above the cut have to agree.
-        scores = trial.scores(trial.pool)
+        scores = trial.scores
         cut = np.sort(scores)[-HALF:][0]
         if (scores >= cut).sum() > HALF:
             expected = {trial.pool.ids[p] for p in np.flatnonzero(scores > cut)}
-    if not expected <= found:
-        raise Broken(f"{len(expected - found)} of {HALF} ids changed with the order of the pool")
+    if not expected <= chosen:
+        raise Broken(f"{len(expected - chosen)} of {HALF} ids changed with the order of the pool")
 
 
 def _pool_untouched(trial: Trial) -> None:
@@ -203,7 +214,7 @@ def _pool_untouched(trial: Trial) -> None:
 
 
 def _generators_untouched(trial: Trial) -> None:
-    trial.known(HALF)  # lazy imports and the first build of the model are over
+    trial.subset(HALF)  # lazy imports and the first build of the model are over
     before = _generators()
     trial.run(HALF)
     moved = [name for name, state in _generators().items() if before.get(name, state) != state]
@@ -221,10 +232,10 @@ def _generators() -> dict[str, Any]:
 
 def _fields_only(trial: Trial) -> None:
     selector, kind = trial.selector, type(trial.selector)
-    made = vars(kind).get("__dataclass_params__")
-    if made is None or not made.frozen:
+    dataclass_params = vars(kind).get("__dataclass_params__")
+    if dataclass_params is None or not dataclass_params.frozen:
         raise Broken(f"{kind.__name__} is not decorated with @dataclass(frozen=True)")
-    trial.known(HALF)
+    trial.subset(HALF)
     names = {field.name for field in dataclasses.fields(kind)}
     extra = sorted(set(vars(selector)) - names)
     if extra:
@@ -233,34 +244,39 @@ def _fields_only(trial: Trial) -> None:
         raise Broken("an instance made from its own fields is not equal to it")
 
 
-def _travels(trial: Trial) -> None:
+def spawned(value: Any) -> Any:
+    """`value` as it comes back, pickled, from a new process; Broken where that cannot load it."""
     code = (
         "import json, pickle, sys\n"
         "sys.path[:] = json.loads(sys.stdin.buffer.readline())\n"
         "sys.stdout.buffer.write(pickle.dumps(pickle.load(sys.stdin.buffer)))"
     )
-    message = json.dumps(sys.path).encode() + b"\n" + pickle.dumps(trial.selector)
-    done = subprocess.run(
+    message = json.dumps(sys.path).encode() + b"\n" + pickle.dumps(value)
+    process = subprocess.run(
         [sys.executable, "-c", code], input=message, capture_output=True, check=False
     )
-    if done.returncode:
-        raise Broken(f"a new process cannot load it: {done.stderr.decode().splitlines()[-1]}")
-    if pickle.loads(done.stdout) != trial.selector:
+    if process.returncode:
+        raise Broken(f"a new process cannot load it: {process.stderr.decode().splitlines()[-1]}")
+    return pickle.loads(process.stdout)
+
+
+def _travels(trial: Trial) -> None:
+    if spawned(trial.selector) != trial.selector:
         raise Broken("it comes back different from a new process")
 
 
 def _nested(trial: Trial) -> None:
-    trial.scores(trial.pool)
+    _ = trial.scores  # skips other selectors
     for small, large in pairwise(BUDGETS):
-        if not set(trial.known(small)) <= set(trial.known(large)):
+        if not set(trial.subset(small)) <= set(trial.subset(large)):
             raise Broken(f"the subset of {small} is not inside the subset of {large}")
 
 
 def _best_first(trial: Trial) -> None:
-    scores = trial.scores(trial.pool)
+    scores = trial.scores
     expected = np.argsort(-scores, kind="stable")
     for budget in BUDGETS:
-        if not np.array_equal(trial.known(budget), expected[:budget]):
+        if not np.array_equal(trial.subset(budget), expected[:budget]):
             raise Broken(f"for a budget of {budget}: not the highest scores in falling order")
 
 
