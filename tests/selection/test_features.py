@@ -15,23 +15,8 @@ WEIGHTINGS = ("weighted", "mean", "last")
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
-    """A random two-layer Qwen2."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    config = Qwen2Config(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=32,
-    )
-    config._attn_implementation = "eager"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return Qwen2ForCausalLM(config).eval()
+def model(make_qwen: Any) -> Any:
+    return make_qwen(seed=1, vocab_size=40, num_key_value_heads=1)
 
 
 @pytest.fixture

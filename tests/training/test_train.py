@@ -19,43 +19,7 @@ from harness.training.divergence import Watch
 from harness.training.recipe import Recipe
 from harness.training.train import TrainingDiverged, TrainLog, check_subset, example_order, train
 
-VOCABULARY = 32
 RECIPE = Recipe(learning_rate=3e-3, max_tokens=16, epochs=2, batch_size=4)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Qwen2 with a stand-in for tokenizer files."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    folder = tmp_path_factory.mktemp("base")
-    config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        Qwen2ForCausalLM(config).save_pretrained(folder)
-    (folder / "tokenizer.json").write_text('{"made": "up"}')
-    return folder
-
-
-@pytest.fixture
-def pool() -> Pool:
-    """Ten examples of 6 to 10 tokens with a prompt of 2."""
-    rng = np.random.default_rng(5)
-    tokens = [rng.integers(2, VOCABULARY, int(n)).astype(np.int32) for n in rng.integers(6, 11, 10)]
-    labels = [np.concatenate([np.full(2, -100, np.int32), t[2:]]) for t in tokens]
-    return Pool(tuple(f"e{i}" for i in range(10)), tuple(tokens), tuple(labels))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

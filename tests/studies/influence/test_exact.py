@@ -14,16 +14,9 @@ from harness.studies.influence.exact import _relabelled, exact_scores
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-def tiny_model():
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    config = Qwen2Config(
-        vocab_size=12, hidden_size=8, intermediate_size=12, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=16,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Qwen2ForCausalLM._from_config(config, attn_implementation="eager").double().eval()
+@pytest.fixture(scope="module")
+def model(make_qwen):
+    return make_qwen(vocab_size=12, hidden_size=8, intermediate_size=12).double()
 
 
 def random_pool(n, seed):
@@ -54,8 +47,8 @@ def gradients(model, pool, names):
     return torch.stack(rows).numpy()
 
 
-def test_the_inverse_is_that_of_the_damped_fisher_matrix():
-    model, pool, queries = tiny_model(), random_pool(5, 1), random_pool(2, 2)
+def test_the_inverse_is_that_of_the_damped_fisher_matrix(model):
+    pool, queries = random_pool(5, 1), random_pool(2, 2)
     options = CurvatureOptions(damping=0.3, seed=4)
     found = exact_scores(model, pool, queries, options, draws=3)
     curvature = fit(model, pool, options)
@@ -83,8 +76,8 @@ def test_the_inverse_is_that_of_the_damped_fisher_matrix():
         np.testing.assert_allclose(found[:, column], own @ solved, rtol=1e-6)
 
 
-def test_labels_are_drawn_where_there_is_loss_and_depend_on_the_seed():
-    model, pool = tiny_model(), random_pool(4, 3)
+def test_labels_are_drawn_where_there_is_loss_and_depend_on_the_seed(model):
+    pool = random_pool(4, 3)
     first, second = _relabelled(model, pool, 0), _relabelled(model, pool, 1)
     for before, one in zip(pool.labels, first.labels, strict=True):
         np.testing.assert_array_equal(before == IGNORED, one == IGNORED)
@@ -92,8 +85,6 @@ def test_labels_are_drawn_where_there_is_loss_and_depend_on_the_seed():
     assert first.fingerprint == _relabelled(model, pool, 0).fingerprint
 
 
-def test_damping_of_zero_is_refused():
+def test_damping_of_zero_is_refused(model):
     with pytest.raises(ValueError, match="more than 0"):
-        exact_scores(
-            tiny_model(), random_pool(2, 1), random_pool(1, 2), CurvatureOptions(damping=0.0)
-        )
+        exact_scores(model, random_pool(2, 1), random_pool(1, 2), CurvatureOptions(damping=0.0))
