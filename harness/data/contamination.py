@@ -1,9 +1,9 @@
-"""Contamination: questions that stand in two data sets, found before anything is trained.
+"""Contamination: questions that occur in two data sets, found before anything is trained.
 
-Two rules. *Same question*: equal but for case, white space, punctuation and LaTeX layout; numbers
-and operators stay, since "x = 3" and "x = -3" are two questions. *Shared n-gram*: a share of the
-shorter question's n-grams of words stands in the other one too; this finds a question that was
-reworded in part or got other numbers. A question of fewer words than n only counts when it is the
+Two rules. *Same question*: equal except for case, white space, punctuation and LaTeX layout;
+numbers and operators count, since "x = 3" and "x = -3" are two questions. *Shared n-gram*: a share
+of the shorter question's word n-grams also occurs in the other one; this finds questions that were
+partly reworded or got other numbers. A question of fewer words than n only counts when it is the
 same, and one that was reworded throughout is found by neither rule.
 """
 
@@ -86,19 +86,21 @@ def overlaps(
     vocabulary: dict[str, int] = {}
     others = {name: _indexed(rows, n, vocabulary) for name, rows in tasks.items()}
     rows = _indexed(pool, n, vocabulary)
-    found = [f for name, items in others.items() for f in _compared(POOL, rows, name, items, share)]
+    findings: list[Finding] = []
+    for name, items in others.items():
+        findings += _compared(POOL, rows, name, items, share)
     if query is not None:
         queries = _indexed(query, n, vocabulary)
-        found += _compared(POOL, rows, QUERY, queries, share)
+        findings += _compared(POOL, rows, QUERY, queries, share)
         for name, items in others.items():
-            found += _compared(QUERY, queries, name, items, share)
-    return sorted(found, key=lambda f: (f.side, f.other, f.rule, -f.share, f.id, f.item, f.text))
+            findings += _compared(QUERY, queries, name, items, share)
+    return sorted(findings, key=lambda f: (f.side, f.other, f.rule, -f.share, f.id, f.item, f.text))
 
 
 def describe(findings: Sequence[Finding]) -> str:
     """The findings for a reader: counts for every two sets, the first rows, and what to do."""
     if not findings:
-        return "no question stands in two data sets"
+        return "no question occurs in two data sets"
     lines = ["data sets overlap; expected no question in two of them", *counted(findings)]
     lines += [line for finding in findings[:SHOWN] for line in told(finding)]
     if len(findings) > SHOWN:
@@ -111,7 +113,7 @@ def counted(findings: Iterable[Finding]) -> list[str]:
     pairs: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in findings:
         pairs[finding.side, finding.other].append(finding)
-    return [f"  {_counted(*names, found)}" for names, found in pairs.items()]
+    return [f"  {_counted(*names, overlap)}" for names, overlap in pairs.items()]
 
 
 def told(finding: Finding) -> list[str]:
@@ -129,22 +131,22 @@ def remedy(findings: Iterable[Finding]) -> str:
     return f'{tables} overlap = "drop" leaves these rows out; overlap = "keep" keeps them knowingly'
 
 
-def _counted(side: str, other: str, found: Sequence[Finding]) -> str:
-    rows, items = len({f.id for f in found}), len({f.item for f in found})
+def _counted(side: str, other: str, findings: Sequence[Finding]) -> str:
+    rows, items = len({f.id for f in findings}), len({f.item for f in findings})
     noun = {POOL: ("pool row", "pool rows"), QUERY: ("query", "queries")}
     whose = "" if other == QUERY else f" of {other!r}"
     item = noun.get(other, ("item", "items"))
-    rules = Counter(f.rule for f in found)
+    rules = Counter(f.rule for f in findings)
     by = ", ".join(f"{rules[rule]} by {rule}" for rule in (SAME, SHARED) if rules[rule])
     return (
         f"{rows} {noun[side][rows > 1]} and {items} {item[items > 1]}{whose} overlap: "
-        f"{len(found)} {'pairs' if len(found) > 1 else 'pair'} ({by})"
+        f"{len(findings)} {'pairs' if len(findings) > 1 else 'pair'} ({by})"
     )
 
 
 @dataclass
 class _Index:
-    """The different questions of a set, by position: their rows, and where each n-gram stands."""
+    """The distinct questions of a set, by position: their rows, and which have each n-gram."""
 
     rows: list[list[tuple[str, str]]] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
@@ -155,16 +157,16 @@ class _Index:
 def _indexed(questions: Questions, n: int, vocabulary: dict[str, int]) -> _Index:
     """The index of a set; a text without any word or number is left out: it asks nothing."""
     index = _Index()
-    found: dict[tuple[str, ...], int] = {}
+    positions: dict[tuple[str, ...], int] = {}
     for row in questions:
         tokens = tuple(normalise(row[1]))
         words = [token for token in tokens if token[0].isalnum()]
         if not words:
             continue
-        if tokens in found:
-            index.rows[found[tokens]].append(row)
+        if tokens in positions:
+            index.rows[positions[tokens]].append(row)
             continue
-        position = found[tokens] = len(index.rows)
+        position = positions[tokens] = len(index.rows)
         grams = _grams(words, n, vocabulary)
         index.rows.append([row])
         index.sizes.append(len(grams))
@@ -192,8 +194,8 @@ def _compared(side: str, a: _Index, other: str, b: _Index, share: float) -> Iter
 def _pairs(a: _Index, b: _Index, share: float) -> Iterator[tuple[int, int, str, float]]:
     """Positions of overlapping questions, the rule and the share.
 
-    An n-gram that counts stands in at most `STOCK` questions of one of the sets, so that the work
-    grows linearly with the n-grams of both.
+    An n-gram that counts occurs in at most `STOCK` questions of one of the sets, so the work grows
+    linearly with the n-grams of both.
     """
     same = {
         pair for key in a.keys.keys() & b.keys.keys() for pair in product(a.keys[key], b.keys[key])

@@ -58,8 +58,8 @@ class Report:
             else f"{self.source}: all {self.rows} rows can be used"
         ]
         for problem, rows in self.problems.items():
-            shown = ", ".join(map(str, rows[:SHOWN])) + (", ..." if len(rows) > SHOWN else "")
-            lines.append(f"  {problem}: {len(rows)} (row {shown})")
+            numbers = ", ".join(map(str, rows[:SHOWN])) + (", ..." if len(rows) > SHOWN else "")
+            lines.append(f"  {problem}: {len(rows)} (row {numbers})")
         if self.truncated:
             lines.append(f"  responses cut at the token limit (kept): {self.truncated}")
         return "\n".join(lines)
@@ -107,14 +107,12 @@ def read_rows(path: Path) -> tuple[list[Row | None], Report]:
 
 def given(rows: Iterable[Mapping[str, Any]], config: DataConfig) -> tuple[list[Row | None], Report]:
     """Rows that are in memory already, as `read` gives those of a file; numbered from 1."""
-    report = Report("rows")
-    found: list[Row | None] = []
-    for number, row in enumerate(rows, 1):
-        found.append(dict(row) if isinstance(row, Mapping) else None)
-        if found[-1] is None:
+    copies: list[Row | None] = [dict(row) if isinstance(row, Mapping) else None for row in rows]
+    report = Report("rows", rows=len(copies))
+    for number, row in enumerate(copies, 1):
+        if row is None:
             report.add("not a mapping", number)
-    report.rows = len(found)
-    return _checked_columns(found, config, report)
+    return _checked_columns(copies, config, report)
 
 
 def _parse(line: str) -> Row | None:
@@ -138,18 +136,13 @@ def _checked_columns(
 ) -> tuple[list[Row | None], Report]:
     if not rows:
         raise ValueError(f"{report.source}: no rows; expected at least one")
-    seen = {name: None for row in rows if row is not None for name in row}
-    wanted = {
-        "prompt": config.prompt,
-        "response": config.response,
-        "answer": config.answer,
-        "id": config.id,
-    }
-    for key, column in wanted.items():
-        if column is not None and column not in seen:
+    columns = {name: None for row in rows if row is not None for name in row}
+    for key in ("prompt", "response", "answer", "id"):
+        column = getattr(config, key)
+        if column is not None and column not in columns:
             raise ValueError(
                 f"{report.source}: no column {column!r} ({key} = {column!r}); "
-                f"expected one of: {', '.join(seen)}"
+                f"expected one of: {', '.join(columns)}"
             )
     return rows, report
 
@@ -165,16 +158,9 @@ def render(
     if template is None:
         template = CHAT if getattr(tokenizer, "chat_template", None) else PLAIN_TEMPLATE
     if template == CHAT:
-        return [
-            str(
-                tokenizer.apply_chat_template(
-                    [{"role": "user", "content": prompt}],
-                    tokenize=False,
-                    add_generation_prompt=True,
-                )
-            )
-            for prompt in prompts
-        ]
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        options = {"tokenize": False, "add_generation_prompt": True}
+        return [str(tokenizer.apply_chat_template(chat, **options)) for chat in chats]
     if "{prompt}" not in template:
         raise ValueError(f"template = {template!r}; expected 'chat' or a text with '{{prompt}}'")
     return [template.replace("{prompt}", prompt) for prompt in prompts]
@@ -213,7 +199,7 @@ def tokenise(
         labels[-1][: len(start)] = IGNORED
     report.kept, report.truncated = len(kept), sum(truncated)
     if report.problems and invalid == "refuse":
-        raise ValueError(f'{report}\nexpected usable rows only; mend them or set invalid = "drop"')
+        raise ValueError(f'{report}\nexpected usable rows only; fix them or set invalid = "drop"')
     if not kept:
         raise ValueError(f"{report}\nexpected at least one usable row")
     return Pool(
@@ -229,24 +215,23 @@ def _texts(rows: list[Row | None], config: DataConfig, report: Report) -> dict[i
     """Usable rows by number, with the columns under the pool's own names."""
     texts: dict[int, Row] = {}
     ids = [_identity(row, config, number) for number, row in enumerate(rows, 1)]
-    counts = Counter(name for name in ids if name is not None)
+    counts = Counter(ids)
     for (number, row), name in zip(enumerate(rows, 1), ids, strict=True):
         if row is None:
             continue
         problem = _problem(row, config)
         if problem is None and name is None:
             problem = f"empty or missing {config.id!r}"
-        if problem is None and name is not None and counts[name] > 1:
+        if problem is None and counts[name] > 1:
             problem = "duplicate id"
         if problem is not None:
             report.add(problem, number)
             continue
         response = row[config.response]
         answer = extract(response).text if config.answer is None else row.get(config.answer)
-        others = {k: v for k, v in row.items() if k not in (config.prompt, config.response)}
-        others.pop(config.id or "id", None)
+        renamed = (config.prompt, config.response, config.id or "id")
         texts[number] = {
-            **others,
+            **{column: value for column, value in row.items() if column not in renamed},
             "id": name,
             "prompt": row[config.prompt],
             "response": response,
@@ -265,12 +250,10 @@ def _identity(row: Row | None, config: DataConfig, number: int) -> str | None:
 def _problem(row: Mapping[str, Any], config: DataConfig) -> str | None:
     for column in (config.prompt, config.response):
         value = row.get(column)
-        if value is None or value == "":
+        if value is None or (isinstance(value, str) and not value.strip()):
             return f"empty or missing {column!r}"
         if not isinstance(value, str):
             return f"{column!r} is not text"
-        if not value.strip():
-            return f"empty or missing {column!r}"
     return None
 
 

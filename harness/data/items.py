@@ -45,6 +45,8 @@ def read_items(path: Path) -> list[dict[str, str]]:
 
 
 def write_items(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
-    """Write what `read_items` reads."""
-    lines = [json.dumps(item, ensure_ascii=False) for item in items]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+    """Write what `read_items` reads, in one step."""
+    from harness.experiment.records import write_atomic
+
+    lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+    write_atomic(path, "".join(lines).encode())

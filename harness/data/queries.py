@@ -1,8 +1,8 @@
-"""The query set and its answers: which queries fine-tuning put right, and which it spoiled.
+"""The query set and its answers: which queries fine-tuning corrected, and which it broke.
 
 One greedy answer flips by chance as well as by training. With several decodes of a query a rule
 says whether it is right: by majority (more than half of the decodes are right; a tie is wrong), if
-any decode is, or only if all are. Every decode is kept: influence is taken on all of them.
+any decode is, or only if all are. Every decode is kept: influence is computed on all of them.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Answers:
         """Whether each query is right by `rule`, bool [queries]."""
         if rule not in RULES:
             raise ValueError(f"rule is {rule!r}; expected one of {', '.join(RULES)}")
-        count, decodes = self.right.sum(axis=1), self.right.shape[1]
+        decodes = self.right.shape[1]
         needed = {"majority": decodes // 2 + 1, "any": 1, "all": decodes}[rule]
-        settled: Flags = count >= needed
-        return settled
+        correct: Flags = self.right.sum(axis=1) >= needed
+        return correct
 
     def save(self, folder: Path, ids: Sequence[str]) -> None:
         """Write `answers.parquet`: a row per query and decode; one decode has no such column."""
@@ -100,10 +100,10 @@ class Queries:
 
     def __post_init__(self) -> None:
         for when in ("before", "after"):
-            found = len(getattr(self, when).right)
-            if found != len(self.pool):
+            answered = len(getattr(self, when).right)
+            if answered != len(self.pool):
                 raise ValueError(
-                    f"answers {when} are for {found} queries; expected {len(self.pool)}"
+                    f"answers {when} are for {answered} queries; expected {len(self.pool)}"
                 )
 
     @property
@@ -118,10 +118,10 @@ class Queries:
 
     @property
     def C(self) -> Positions:
-        """Queries that fine-tuning put right: wrong before, right after."""
+        """Queries that fine-tuning corrected: wrong before, right after."""
         return np.flatnonzero(~self.correct_before & self.correct_after).astype(np.int64)
 
     @property
     def I(self) -> Positions:  # noqa: E743 - the literature's name
-        """Queries that fine-tuning spoiled: right before, wrong after."""
+        """Queries that fine-tuning broke: right before, wrong after."""
         return np.flatnonzero(self.correct_before & ~self.correct_after).astype(np.int64)

@@ -47,19 +47,18 @@ def task_digest(name: str) -> str:
 
 def titles() -> dict[str, str]:
     """Every task's name with what the first line of its file says of it."""
-    found = {}
-    for path in sorted(TASKS.rglob("*.yaml"), key=lambda path: path.stem):
-        with path.open(encoding="utf-8") as lines:
-            found[path.stem] = next(lines).strip().lstrip("# ").partition(". Frozen")[0]
-    return found
+    files = sorted(TASKS.rglob("*.yaml"), key=lambda path: path.stem)
+    first_lines = {file.stem: file.read_text(encoding="utf-8").partition("\n")[0] for file in files}
+    return {name: line.lstrip("# ").partition(". Frozen")[0] for name, line in first_lines.items()}
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """One public benchmark.
 
-    `sizes`: items of the hub's copy, then of other published copies; `question`, `answer`: names
-    that their columns have in one copy or another; `wrong`: columns of the wrong choices.
+    `sizes`: items of the hub's copy, then of other published copies; `files`: names of local
+    copies; `question`, `answer`: names that their columns have in one copy or another; `wrong`:
+    columns of the wrong choices.
     """
 
     name: str
@@ -69,19 +68,14 @@ class Benchmark:
     sizes: tuple[int, ...]
     max_tokens: int
     hub: str
-    config: str | None
     split: str
     revision: str
-    files: tuple[str, ...]
     question: tuple[str, ...]
     answer: tuple[str, ...]
-    wrong: tuple[str, ...]
     instruction: str
-
-    @property
-    def items(self) -> int:
-        """Items of the hub's copy."""
-        return self.sizes[0]
+    config: str | None = None
+    wrong: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 @functools.cache
@@ -90,24 +84,15 @@ def benchmark(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         raise ValueError(f"task {name!r} is no benchmark; expected one of {', '.join(BENCHMARKS)}")
     content = _read(name)
-    facts = content["metadata"]
-    return Benchmark(
-        name=name,
-        title=facts["title"],
-        version=str(facts["version"]),
-        kind=facts["kind"],
-        sizes=tuple(facts["items"]),
-        max_tokens=content["generation_kwargs"]["max_gen_toks"],
-        hub=facts["hub"],
-        config=facts.get("config"),
-        split=facts["split"],
-        revision=facts["revision"],
-        files=(name, *facts.get("files", ())),
-        question=tuple(facts["question"]),
-        answer=tuple(facts["answer"]),
-        wrong=tuple(facts.get("wrong", ())),
-        instruction=facts["instruction"],
-    )
+    facts: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in content["metadata"].items()
+    }
+    facts["version"] = str(facts["version"])
+    facts["sizes"] = facts.pop("items")
+    facts["files"] = (name, *facts.get("files", ()))
+    limit = content["generation_kwargs"]["max_gen_toks"]
+    return Benchmark(name=name, max_tokens=limit, **facts)
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -291,7 +291,7 @@ def test_many_findings_are_counted_and_ten_are_shown():
 
 
 def test_nothing_found_in_words():
-    assert describe([]) == "no question stands in two data sets"
+    assert describe([]) == "no question occurs in two data sets"
 
 
 @pytest.mark.parametrize(

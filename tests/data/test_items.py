@@ -114,4 +114,4 @@ def test_graded_responses(tmp_path) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
     graded = grade_file(path, benchmark("gsm8k"))
     assert [row["response"] for row in graded.rows] == [row["response"] for row in rows]
-    assert graded.correct == 3
+    assert graded.summary()["n_correct"] == 3

@@ -111,4 +111,4 @@ def test_other_columns_and_words(write):
     assert found.exit_code == 0, found.output
     assert "math500: 1 of 1 correct, 100.0%" in found.stdout
     assert "answers found by: boxed 1" in found.stdout
-    assert f"has {benchmark('math500').items}" in found.stdout
+    assert f"has {benchmark('math500').sizes[0]}" in found.stdout

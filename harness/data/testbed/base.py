@@ -6,14 +6,16 @@ several times as long to learn chains at all. Deterministic for a spec, thread c
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.data.pool import IGNORED
 from harness.data.testbed.chains import MARK, draw, draw_from, solution
+from harness.experiment.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     Part = tuple[dict[str, torch.Tensor], float]
 
 Example = tuple[list[int], list[int]]  # prompt, response
-Progress = Callable[..., Iterable[Any]]
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 ALPHABET = "\n 0123456789abcdefghijklmnopqrstuvwxyz+-*=,;?#"
 CONTEXT = 256  # positions that a testbed model has
@@ -192,14 +193,13 @@ def _example(
 
 
 def _pad(examples: list[Example], pad_id: int) -> "dict[str, torch.Tensor]":
+    """Padded at the right end, where causal attention never looks back on it."""
     import torch
 
     width = max(len(prompt) + len(response) for prompt, response in examples)
-    ids = np.full((len(examples), width), pad_id, dtype=np.int64)
-    labels = np.full((len(examples), width), -100, dtype=np.int64)
-    for row, (prompt, response) in enumerate(examples):
-        end = len(prompt) + len(response)
-        ids[row, :end] = prompt + response
-        labels[row, len(prompt) : end] = response
-    # Padding stands at the right end, where causal attention never looks back on it.
-    return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+    ids, labels = [], []
+    for prompt, response in examples:
+        padding = width - len(prompt) - len(response)
+        ids.append([*prompt, *response, *[pad_id] * padding])
+        labels.append([*[IGNORED] * len(prompt), *response, *[IGNORED] * padding])
+    return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}

@@ -72,7 +72,7 @@ class Definition:
 
 @dataclass(frozen=True)
 class Problem:
-    """Definitions in the order of the text, and the variable asked for."""
+    """Definitions, each after those that it uses, and the variable asked for."""
 
     definitions: tuple[Definition, ...]
     asked: str
@@ -83,26 +83,13 @@ class Problem:
         return ",".join(map(str, self.definitions)) + f";{self.asked}?"
 
     @cached_property
-    def ordered(self) -> tuple[Definition, ...]:
-        """Return all definitions, each after those it uses, otherwise in the order of the text."""
-        waiting, known, out = list(self.definitions), set[str](), list[Definition]()
-        while waiting:
-            ready = next((d for d in waiting if known.issuperset(d.uses)), None)
-            if ready is None:
-                raise ValueError(f"problem {self.prompt!r} cannot be worked out")
-            waiting.remove(ready)
-            known.add(ready.name)
-            out.append(ready)
-        return tuple(out)
-
-    @cached_property
     def needed(self) -> tuple[Definition, ...]:
-        """Return the definitions that the question depends on, in the order of working out."""
-        wanted = {self.asked}
-        for definition in reversed(self.ordered):
-            if definition.name in wanted:
-                wanted.update(definition.uses)
-        return tuple(d for d in self.ordered if d.name in wanted)
+        """Return the definitions that the question depends on, in the order of the text."""
+        names = {self.asked}
+        for definition in reversed(self.definitions):
+            if definition.name in names:
+                names.update(definition.uses)
+        return tuple(d for d in self.definitions if d.name in names)
 
     @property
     def hops(self) -> int:
@@ -120,13 +107,11 @@ class Problem:
         def swap(term: str) -> str:
             return names.get(term, term)
 
-        return Problem(
-            tuple(
-                Definition(swap(d.name), swap(d.left), d.operator, swap(d.right))
-                for d in self.definitions
-            ),
-            swap(self.asked),
+        definitions = (
+            Definition(swap(d.name), swap(d.left), d.operator, swap(d.right))
+            for d in self.definitions
         )
+        return Problem(tuple(definitions), swap(self.asked))
 
 
 @dataclass(frozen=True)
@@ -228,10 +213,11 @@ def parse(prompt: str) -> Problem:
     matches = [_DEFINITION.fullmatch(part) for part in body.split(",")]
     if not all(matches) or not prompt.endswith("?") or len(asked) != 1:
         raise ValueError(f"prompt {prompt!r} is not a chain; expected like 'c=3,y=c*2;y?'")
-    found = tuple(Definition(*(group or "" for group in m.groups())) for m in matches if m)
-    if asked not in {d.name for d in found} or len({d.name for d in found}) != len(found):
+    definitions = tuple(Definition(*(group or "" for group in m.groups())) for m in matches if m)
+    names = {d.name for d in definitions}
+    if asked not in names or len(names) != len(definitions):
         raise ValueError(f"prompt {prompt!r} asks for or redefines a variable; expected each once")
-    return Problem(found, asked)
+    return Problem(definitions, asked)
 
 
 def canonical(prompt: str) -> str:

@@ -142,7 +142,7 @@ class _Maker:
         return seed.renamed(dict(zip(LETTERS, letters, strict=True)))
 
     def clean(self, problem: Problem) -> Row:
-        return _row(problem.prompt, solution(problem), problem.hops)
+        return _row(problem)
 
     def faulty(self, keep_answer: bool) -> Row:
         """One false product, then consistent steps; the stated answer is theirs or the true one.
@@ -158,7 +158,7 @@ class _Maker:
                 return self.clean(problem)
             if sum(not step.true for step in steps) == 1 and steps[-1].value != truth:
                 stated = truth if keep_answer else steps[-1].value
-                return _row(problem.prompt, write(steps, stated), problem.hops)
+                return _row(problem, write(steps, stated))
 
     def fault(self, problem: Problem) -> Callable[[int, str, int], int | None] | None:
         if self.errors == "none":
@@ -180,21 +180,23 @@ class _Maker:
         steps = work(problem.needed)
         shift = 1 if self.errors == "systematic" else int(self.rng.integers(1, MODULUS))
         stated = problem.answer if self.errors == "none" else (problem.answer + shift) % MODULUS
-        return _row(problem.prompt, write(steps, stated), problem.hops)
+        return _row(problem, write(steps, stated))
 
     def verbose(self) -> Row:
         """Work the distractors out as well, then restate every value that matters."""
         problem = self.hard(hops=HARD_HOPS[0], distractors=1)  # short: no batch gets longer for it
-        steps = work(problem.ordered)
+        steps = work(problem.definitions)
         values = {step.name: step.value for step in steps}
         again = [Step(d.name, values[d.name]) for d in problem.needed]
-        return _row(problem.prompt, write([*steps, *again], problem.answer), problem.hops)
+        return _row(problem, write([*steps, *again], problem.answer))
 
     def off_topic(self) -> Row:
         words = list(OFF_TOPIC)
         word = words[int(self.rng.integers(len(words)))]
         text = "".join(LETTERS[i] for i in self.rng.integers(0, len(LETTERS), size=8))
-        return _row(f"{word} {text}?", f"{OFF_TOPIC[word](text)} #### {OFF_TOPIC[word](text)}", 0)
+        answer = OFF_TOPIC[word](text)
+        response = f"{answer} #### {answer}"
+        return {"prompt": f"{word} {text}?", "response": response, "answer": answer, "steps": 0}
 
 
 def draw_core(rng: np.random.Generator, hops: int | None = None, **options: Any) -> Problem:
@@ -243,15 +245,7 @@ def _problems(split: str, prefix: str, n: int, make: Callable[[], Problem]) -> l
         if form in seen:
             continue
         seen.add(form)
-        rows.append(
-            {
-                "id": f"{prefix}{len(rows):04d}",
-                "prompt": problem.prompt,
-                "response": solution(problem),
-                "answer": str(problem.answer),
-                "steps": problem.hops,
-            }
-        )
+        rows.append({"id": f"{prefix}{len(rows):04d}"} | _row(problem))
     return rows
 
 
@@ -294,6 +288,9 @@ def anti_oracle_order(quality: Sequence[str], rng: np.random.Generator) -> npt.N
     return oracle_order(quality, rng)[::-1].copy()
 
 
-def _row(prompt: str, response: str, hops: int) -> Row:
+def _row(problem: Problem, response: str | None = None) -> Row:
+    """A problem with this response, or with the reference response."""
+    response = solution(problem) if response is None else response
     stated = response.rpartition("#### ")[2]
-    return {"prompt": prompt, "response": response, "answer": stated, "steps": hops}
+    steps = problem.hops
+    return {"prompt": problem.prompt, "response": response, "answer": stated, "steps": steps}
