@@ -8,11 +8,11 @@ k + 1 values, so ties are many and keep pool order.
 
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
-from harness import Context, Pool, Scores, ScoreSelector
+from harness import Context, Decodes, Pool, Request, Scores, ScoreSelector
 
 
 @dataclass(frozen=True)
@@ -25,27 +25,19 @@ class Difficulty(ScoreSelector):
     of the model; it need not lie between 0 and 1.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("decodes",)
-
     k: int = 8
     temperature: float = 1.0
     band: tuple[float, float] | None = None
     column: str | None = None
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ValueError(f"k is {self.k}; expected at least 1 decode")
-        if self.temperature <= 0:
-            raise ValueError(
-                f"temperature is {self.temperature}; expected more than 0: "
-                "greedy decodes are all the same"
-            )
+        Decodes(self.k, self.temperature)  # refuses impossible values
         if self.band is not None and self.band[0] > self.band[1]:
             raise ValueError(f"band is {self.band}; expected the lower bound first")
 
-    def requirements(self) -> tuple[str, ...]:
+    def requests(self) -> tuple[Request[Any], ...]:
         """Graded decodes, unless a column says the difficulty."""
-        return () if self.column is not None else self.needs
+        return () if self.column is not None else (Decodes(self.k, self.temperature),)
 
     def score(self, pool: Pool, context: Context) -> Scores:
         """Difficulty, or minus the distance from the band."""
@@ -53,7 +45,7 @@ class Difficulty(ScoreSelector):
             difficulty = _numbers(pool, self.column)
         else:
             _check_answers(pool)
-            difficulty = 1.0 - context.decodes(self.k, self.temperature).mean(axis=1)
+            difficulty = 1.0 - context.get(Decodes(self.k, self.temperature)).mean(axis=1)
         context.record(difficulty=difficulty)
         if self.band is None:
             return difficulty

@@ -7,12 +7,12 @@ budget below the number of queries only the first ones get a turn.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from harness import Context, Pool, Positions, Selector
+from harness import Context, Features, Pool, Positions, QuerySet, Request, Selector
 
 Vectors = npt.NDArray[np.float64]
 
@@ -26,35 +26,37 @@ class Embedding(Selector):
     over all queries. `encoder`: a sentence-transformers model to use instead of the base model.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("features", "queryset")
-
     pool: Literal["weighted", "mean", "last"] = "weighted"
     aggregate: Literal["round-robin", "mean-max"] = "round-robin"
     encoder: str | None = None
 
-    def requirements(self) -> tuple[str, ...]:
-        """States of the base model, unless an encoder stands in for it."""
-        return self.needs if self.encoder is None else ("queryset",)
+    def requests(self) -> tuple[Request[Any], ...]:
+        """Hidden states of the base model, unless another encoder is named."""
+        if self.encoder is not None:
+            return (QuerySet(),)
+        return Features("pool"), Features("queries")
 
     def select(self, pool: Pool, budget: int, context: Context) -> Positions:
         """Positions in the order in which they are taken."""
-        examples = self._vectors(pool, context)
-        queries = self._vectors(context.queryset, context)
+        if self.encoder is None:
+            tables = context.get(Features("queries")), context.get(Features("pool"))
+            vectors: list[npt.NDArray[Any]] = [table.states(self.pool) for table in tables]
+        else:
+            pools = context.get(QuerySet()), pool
+            vectors = [_encoded(self.encoder, texts, context.device) for texts in pools]
+        queries, examples = map(_unit, vectors)
         cosine = queries @ examples.T
         context.record(mean_cosine=cosine.mean(axis=0), max_cosine=cosine.max(axis=0))
         if self.aggregate == "mean-max":
             return np.argsort(-cosine.mean(axis=0), kind="stable")[:budget].astype(np.int64)
         return _round_robin(cosine, budget)
 
-    def _vectors(self, pool: Pool, context: Context) -> Vectors:
-        """Unit vectors [n, d]."""
-        if self.encoder is None:
-            vectors = context.features.states(pool, self.pool).astype(np.float64)
-        else:
-            vectors = _encoded(self.encoder, pool, context.device)
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unit: Vectors = vectors / np.maximum(lengths, np.finfo(np.float64).tiny)
-        return unit
+
+def _unit(vectors: npt.NDArray[Any]) -> Vectors:
+    """Unit vectors [n, d]."""
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    unit: Vectors = vectors.astype(np.float64) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return unit
 
 
 def _round_robin(cosine: Vectors, budget: int) -> Positions:

@@ -7,10 +7,18 @@ lengths, and `less` without Adam and with one checkpoint: the row to compare the
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
-from harness import Context, Pool, Scores, ScoreSelector, influence
-from harness.influence.costs import BOTH
+from harness import (
+    Context,
+    Pool,
+    QuerySet,
+    ReferenceModel,
+    Request,
+    Scores,
+    ScoreSelector,
+    influence,
+)
 
 
 @dataclass(frozen=True)
@@ -21,16 +29,15 @@ class GradCos(ScoreSelector):
     an example's tokens are the same.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("reference", "queryset")
-
     layers: Literal["attention+mlp", "attention", "mlp", "all"] = "attention+mlp"
+
+    def requests(self) -> tuple[Request[Any], ...]:
+        """The reference model and the queries."""
+        return ReferenceModel(), QuerySet()
 
     def score(self, pool: Pool, context: Context) -> Scores:
         """Higher: its gradient points more to where the queries' loss falls."""
         options = influence.CurvatureOptions("identity", layers=self.layers)
-        queries = context.queryset
-        context.count(queries, BOTH)
-        context.count(pool, BOTH)
-        return influence.cosine_scores(
-            context.reference, pool, queries, options, progress=context.progress
-        )
+        model, queries = context.get(ReferenceModel()), context.get(QuerySet())
+        context.count_pass(pool, queries, backward=True)
+        return influence.cosine_scores(model, pool, queries, options, progress=context.progress)

@@ -9,12 +9,12 @@ this row beside `length` and a length-matched `random`.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from harness import Context, Pool, Scores, ScoreSelector, influence
+from harness import Context, InfluenceTable, Pool, Request, Scores, ScoreSelector, influence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,8 +55,6 @@ class Influence(ScoreSelector):
     the scores beside the subset, per example, the 2.5% and 97.5% quantiles of its place.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("influence",)
-
     strategy: Literal["correct", "incorrect", "combined"] = "combined"
     mix: Literal["half", "rank"] = "half"
     curvature: Literal[
@@ -86,29 +84,38 @@ class Influence(ScoreSelector):
                 "of C; expected completion = 'own'"
             )
 
+    def requests(self) -> tuple[Request[Any], ...]:
+        """The influence of the pool on C and I."""
+        return (self._request(),)
+
+    def _request(self) -> InfluenceTable:
+        return InfluenceTable(
+            influence.CurvatureOptions(
+                kind=self.curvature,
+                fisher=self.fisher,
+                damping=self.damping,
+                layers=self.layers,
+                loss=self.loss,
+            ),
+            aggregate=self.aggregate,
+            whose=self.whose,
+            completion=self.completion,
+            decodes=self.decodes,
+            max_queries=self.max_queries,
+            query_seed=self.query_seed,
+            method=self.scoring,
+        )
+
     def score(self, pool: Pool, context: Context) -> Scores:
         """Place in the order of dropping: 0 is dropped first, n - 1 is kept longest."""
-        options = {
-            "kind": self.curvature,
-            "fisher": self.fisher,
-            "damping": self.damping,
-            "layers": self.layers,
-            "loss": self.loss,
-            "aggregate": self.aggregate,
-            "whose": self.whose,
-            "completion": self.completion,
-            "decodes": self.decodes,
-            "max_queries": self.max_queries,
-            "query_seed": self.query_seed,
-            "method": self.scoring,
-        }
-        table = context.influence(**options)
+        scores = context.get(self._request())
+        table = scores.table
         names = [name for name in ("s_C", "s_I", "r_C", "r_I") if name in table]
         context.record(**{name: table[name].to_numpy() for name in names})
         context.note(**table.attrs)
         order = self._order(table)
         if self.replicates:
-            self._record_stability(pool, context, context.influence.per_query(**options))
+            self._record_stability(pool, context, scores.per_query)
         return _places(order).astype(np.float64)
 
     def _order(self, table: "Table") -> npt.NDArray[np.int64]:
@@ -122,7 +129,7 @@ class Influence(ScoreSelector):
     def _record_stability(self, pool: Pool, context: Context, columns: "Columns") -> None:
         sides = {"correct": ("C",), "incorrect": ("I",)}.get(self.strategy, ("C", "I"))
         used = {side: columns[side] for side in sides}
-        found = influence.order_stability(
+        stability = influence.order_stability(
             pool.ids,
             used,
             self._order,
@@ -130,8 +137,8 @@ class Influence(ScoreSelector):
             replicates=self.replicates,
             aggregate=self.aggregate,
         )
-        context.attach("stability", **found.budgets)
-        context.record(place_low=found.place_low, place_high=found.place_high)
+        context.attach("stability", **stability.budgets)
+        context.record(place_low=stability.place_low, place_high=stability.place_high)
         drawn = {side: int(values.shape[1]) for side, values in used.items()}
         context.note(stability={"replicates": self.replicates, "queries": drawn})
 

@@ -11,22 +11,28 @@ warm-up sees at least `minimum` examples.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
-from harness import Context, Pool, Scores, ScoreSelector, Warmup, influence
-from harness.influence.costs import BOTH
+from harness import (
+    Context,
+    Pool,
+    QuerySet,
+    Request,
+    Scores,
+    ScoreSelector,
+    Trajectory,
+    influence,
+)
 
 
 @dataclass(frozen=True)
 class Less(ScoreSelector):
     """Scores an example by sum over checkpoints of eta cos(Adam's update on it, mean g_query).
 
-    `share`, `minimum`, `epochs`, `seed`: of the warm-up, see Warmup (`epochs` None: the recipe's
-    own budget). `checkpoints`: so many, at equal steps; 4 are the ends of its epochs. `layers`:
-    whose weights count. `loss`: mean or sum over an example's response tokens.
+    `share`, `minimum`, `epochs`, `seed`: of the warm-up, see Trajectory (`epochs` None: the
+    recipe's own budget). `checkpoints`: so many, at equal steps; 4 are the ends of its epochs.
+    `layers`: whose weights count. `loss`: mean or sum over an example's response tokens.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("trajectory", "queryset")
 
     share: float = 0.05
     minimum: int = 64
@@ -37,17 +43,19 @@ class Less(ScoreSelector):
     loss: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
-        self.warmup()  # refuses impossible values
+        self.requests()  # refuses impossible values
 
-    def warmup(self) -> Warmup:
-        """The warm-up run, with Adam's moments."""
-        return Warmup(self.share, self.minimum, self.epochs, self.checkpoints, True, self.seed)
+    def requests(self) -> tuple[Request[Any], ...]:
+        """The run and the queries."""
+        return self._run(), QuerySet()
+
+    def _run(self) -> Trajectory:
+        return Trajectory(self.share, self.minimum, self.epochs, self.checkpoints, True, self.seed)
 
     def score(self, pool: Pool, context: Context) -> Scores:
         """Higher: Adam's step on it points more to where the queries' loss falls."""
         options = influence.CurvatureOptions("identity", layers=self.layers, loss=self.loss)
-        queries, trajectory = context.queryset, context.trajectory
+        queries, trajectory = context.get(QuerySet()), context.get(self._run())
         for _ in trajectory:
-            context.count(queries, BOTH)
-            context.count(pool, BOTH)
+            context.count_pass(pool, queries, backward=True)
         return influence.less_scores(trajectory, pool, queries, options, progress=context.progress)

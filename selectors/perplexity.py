@@ -6,11 +6,11 @@ name, so that published rows can be matched.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from harness import Context, Pool, Scores, ScoreSelector
+from harness import Context, Features, Pool, Request, Scores, ScoreSelector
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,15 @@ class Perplexity(ScoreSelector):
     above); "lowest", the k lowest, as a set the same as "bottom".
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("features",)
-
     band: Literal["middle", "top", "bottom", "from-third", "lowest"] = "middle"
+
+    def requests(self) -> tuple[Request[Any], ...]:
+        """Token losses under the base model."""
+        return (Features(),)
 
     def score(self, pool: Pool, context: Context) -> Scores:
         """The loss itself for "top"; elsewhere what orders the band, best first."""
-        losses = context.features.losses(pool)
+        losses = context.get(Features()).losses
         nll = np.array([float(row.mean(dtype=np.float64)) for row in losses])
         context.record(nll=nll)
         if self.band == "top":

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from harness import Context, Pool, Positions, Selector
+from harness import ChosenBy, Context, Pool, Positions, Request, Selector
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Random(Selector):
         if self.bins < 1:
             raise ValueError(f"bins is {self.bins}; expected at least 1")
 
-    def requirements(self) -> tuple[str, ...]:
+    def requests(self) -> tuple[Request[Any], ...]:
         """The other row's subset, where one is to be matched."""
-        return (f"row:{self.of}",) if self.of is not None else ()
+        return (ChosenBy(self.of),) if self.of is not None else ()
 
     def select(self, pool: Pool, budget: int, context: Context) -> Positions:
         """Draw `budget` positions; their order is random too."""
         if self.of is not None:
-            strata, counts = self._matched(pool, context.chosen_by(self.of))
+            strata, counts = self._matched(pool, context.get(ChosenBy(self.of)))
             if sum(counts) != budget:
                 raise ValueError(
                     f"row {self.of!r} chose {sum(counts)} examples; expected the budget {budget}"

@@ -9,12 +9,20 @@ it beside `length`.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from harness import Context, Pool, Scores, ScoreSelector, influence
-from harness.influence.costs import BOTH
+from harness import (
+    Context,
+    FittedCurvature,
+    Pool,
+    ReferenceModel,
+    Request,
+    Scores,
+    ScoreSelector,
+    influence,
+)
 
 PASSES = ("ekfac+cg", "datainf")
 """Kinds whose every solve takes passes over the pool; here each example needs one of its own."""
@@ -27,8 +35,6 @@ class SelfInfluence(ScoreSelector):
     `order`: "low" keeps the lowest (what the pool supports), "high" the highest (what is memorised,
     mislabelled or rare). `curvature`, `fisher`, `damping`, `layers`, `loss`: see CurvatureOptions.
     """
-
-    needs: ClassVar[tuple[str, ...]] = ("reference", "curvature")
 
     order: Literal["low", "high"] = "low"
     curvature: Literal[
@@ -49,19 +55,25 @@ class SelfInfluence(ScoreSelector):
                 "'ekfac' or 'projected'"
             )
 
-    def score(self, pool: Pool, context: Context) -> Scores:
-        """Minus the self-influence for "low", the self-influence itself for "high"."""
-        curvature = context.curvature(
+    def requests(self) -> tuple[Request[Any], ...]:
+        """The reference model and the curvature there."""
+        return ReferenceModel(), self._curvature()
+
+    def _curvature(self) -> FittedCurvature:
+        options = influence.CurvatureOptions(
             kind=self.curvature,
             fisher=self.fisher,
             damping=self.damping,
             layers=self.layers,
             loss=self.loss,
         )
-        found = influence.self_influence(
-            context.reference, curvature, pool, progress=context.progress
-        )
-        context.count(pool, BOTH)
-        context.record(self_influence=found)
+        return FittedCurvature(options)
+
+    def score(self, pool: Pool, context: Context) -> Scores:
+        """Minus the self-influence for "low", the self-influence itself for "high"."""
+        model, curvature = context.get(ReferenceModel()), context.get(self._curvature())
+        values = influence.self_influence(model, curvature, pool, progress=context.progress)
+        context.count_pass(pool, backward=True)
+        context.record(self_influence=values)
         # Equal scores keep pool order; minus 0.0 would sort like 0.0 but look odd in a table.
-        return found if self.order == "high" else np.where(found == 0, 0.0, -found)
+        return values if self.order == "high" else np.where(values == 0, 0.0, -values)

@@ -8,10 +8,18 @@ to keep its checkpoints. The learning rate is the mean over the steps since the 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
-from harness import Context, Pool, Scores, ScoreSelector, Warmup, influence
-from harness.influence.costs import BOTH
+from harness import (
+    Context,
+    Pool,
+    QuerySet,
+    Request,
+    Scores,
+    ScoreSelector,
+    Trajectory,
+    influence,
+)
 
 
 @dataclass(frozen=True)
@@ -23,8 +31,6 @@ class TracIn(ScoreSelector):
     count. `loss`: mean or sum over an example's response tokens.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("trajectory", "queryset")
-
     checkpoints: int = 4
     share: float = 1.0
     epochs: float | None = None
@@ -33,19 +39,23 @@ class TracIn(ScoreSelector):
     loss: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
-        self.warmup()  # refuses impossible values
+        self.requests()  # refuses impossible values
 
-    def warmup(self) -> Warmup:
-        """The run whose checkpoints are summed over."""
-        return Warmup(self.share, epochs=self.epochs, checkpoints=self.checkpoints, seed=self.seed)
+    def requests(self) -> tuple[Request[Any], ...]:
+        """The run and the queries."""
+        return self._run(), QuerySet()
+
+    def _run(self) -> Trajectory:
+        return Trajectory(
+            self.share, epochs=self.epochs, checkpoints=self.checkpoints, seed=self.seed
+        )
 
     def score(self, pool: Pool, context: Context) -> Scores:
         """Higher: training on it lowered the queries' loss more."""
         options = influence.CurvatureOptions("identity", layers=self.layers, loss=self.loss)
-        queries, trajectory = context.queryset, context.trajectory
+        queries, trajectory = context.get(QuerySet()), context.get(self._run())
         for _ in trajectory:
-            context.count(queries, BOTH)
-            context.count(pool, BOTH)
+            context.count_pass(pool, queries, backward=True)
         return influence.tracin_scores(
             trajectory, pool, queries, options, progress=context.progress
         )

@@ -160,12 +160,12 @@ def overlap_(
 ) -> None:
     """List questions that occur in more than one data set of an experiment; trains nothing."""
     from harness.running import overlap
-    from harness.running.display import Progress
+    from harness.running.display import LiveView
     from harness.running.run import Run
 
     plan, artefacts = load_plan(experiment, task_data), open_store(store)
     name = plan.experiment.name
-    view = Progress(err)
+    view = LiveView(err)
     with resumable(view):
         Run(plan, artefacts, RESULTS / name).compare(view)
     refused = bool(overlap.refusal(plan.checks, artefacts))
@@ -207,7 +207,7 @@ def run_(
     from harness.cli.quotes import write_texts
     from harness.evaluation.settings import Limits
     from harness.experiment.progress import clock
-    from harness.running.display import Progress
+    from harness.running.display import LiveView
     from harness.running.run import Run
 
     plan = load_plan(experiment, task_data, batch_invariant)
@@ -221,7 +221,7 @@ def run_(
         verbose=verbose,
         limits=Limits(engine_memory, engine_sequences, task_limit),
     )
-    view = Progress(out)
+    view = LiveView(out)
     with resumable(view):
         summary = job.execute(view)
         write_texts(plan, job.store, job.results)
@@ -229,7 +229,7 @@ def run_(
         _report([name])
     out.print(
         f"{summary.cells - len(summary.failed)} of {summary.cells} cells done "
-        f"({summary.found} were stored); took {clock(summary.seconds)}."
+        f"({summary.stored} were stored); took {clock(summary.seconds)}."
     )
     if summary.failed:
         failures = (f"failed: {cell}: {message}" for cell, message in summary.failed.items())

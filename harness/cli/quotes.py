@@ -13,6 +13,7 @@ from harness.experiment.stage import Stage
 from harness.experiment.store import Store
 from harness.reporting import quotes
 from harness.running.plan import Plan
+from harness.running.recipes import BuiltinItemsRecipe
 
 
 def write_texts(plan: Plan, store: Store, folder: Path) -> None:
@@ -29,7 +30,7 @@ def write_texts(plan: Plan, store: Store, folder: Path) -> None:
     arms = {results.arm: results for results in load(folder)}
     asked: set[tuple[str, str]] = set()
     for arm, stage in plan.pools.items():
-        made = store.get(stage.kind, stage.key)
+        made = store.get(stage)
         if made is not None:
             ours = plan.experiment.pool.testbed is not None
             shown = None if ours else examples.shown(arms[arm])
@@ -49,7 +50,7 @@ def _questions(
 ) -> pd.DataFrame | None:
     """What is kept of a task's items; None where they are not in the store."""
     items = samples.parents["items"]
-    made = store.get(items.kind, items.key)
+    made = store.get(items)
     if made is None:
         return None
     rows = read_items(made.folder / ITEMS_FILE)
@@ -61,4 +62,6 @@ def _questions(
         ],
         columns=["task", "item", *quotes.QUESTION_COLUMNS],
     )
-    return quotes.questions(frame, None if "testbed" in items.inputs else sorted(shown))
+    return quotes.questions(
+        frame, None if isinstance(items.recipe, BuiltinItemsRecipe) else sorted(shown)
+    )

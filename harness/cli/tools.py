@@ -286,7 +286,7 @@ def noise(
 
     check_environment()
     from harness.evaluation.settings import Limits
-    from harness.running.display import Repetitions
+    from harness.running.display import LiveView
     from harness.running.run import Run
     from harness.studies import decode_noise
 
@@ -295,7 +295,7 @@ def noise(
     limits = Limits(engine_memory, engine_sequences, task_limit)
     run = Run(plan, artefacts, results, workers=1, verbose=verbose, limits=limits)
     study = decode_noise.Noise(run, decode_noise.choose_cell(plan, artefacts, cell), repeats)
-    view = Repetitions(err)
+    view = LiveView(err, "repetitions", counts_jobs=True)
     with resumable(view):
         failed = study.make(view)
     if failed is not None:

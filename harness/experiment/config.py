@@ -164,8 +164,15 @@ class ModelConfig(Model):
     seed: int = 0
 
 
-class TrainConfig(Model):
-    """The shared recipe; every value is part of every checkpoint's key."""
+class TrainingRecipe(Model):
+    """How every subset of an experiment is trained; part of each checkpoint's key.
+
+    `budget` is what subsets of different content have in common: `examples` sees every example
+    `epochs` times, `tokens` stops after `tokens` tokens (prompt and response), `steps` after
+    `steps` batches. `micro_batch` splits a batch to save memory. In `bfloat16` the forward and
+    backward passes run under autocast, full fine-tuning keeps float32 master weights and the
+    checkpoint is saved in bfloat16.
+    """
 
     method: Literal["full", "lora"] = "full"
     budget: Literal["examples", "tokens", "steps"] = "examples"
@@ -187,7 +194,7 @@ class TrainConfig(Model):
     lora_alpha: Count = 32
 
     @model_validator(mode="after")
-    def _budget(self) -> TrainConfig:
+    def _budget(self) -> TrainingRecipe:
         for name in ("steps", "tokens"):
             given = getattr(self, name) is not None
             if given != (self.budget == name):
@@ -195,6 +202,11 @@ class TrainConfig(Model):
                     f"budget = {self.budget!r} with {name} = {getattr(self, name)!r}; expected "
                     f"{name} exactly where budget = {name!r}"
                 )
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"micro_batch = {self.micro_batch} with batch_size = {self.batch_size}; expected "
+                "a divisor of the batch size"
+            )
         return self
 
 
@@ -288,7 +300,7 @@ class Experiment(Model):
     discover: bool = False
     pool: PoolConfig
     model: ModelConfig = ModelConfig()
-    train: TrainConfig
+    train: TrainingRecipe
     query: QueryConfig | None = None
     evaluate: EvaluateConfig
     grid: GridConfig

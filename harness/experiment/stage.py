@@ -1,118 +1,132 @@
-"""One step of a run as data: what it is made from, and the key that follows from it.
+"""One step of a run as data: a recipe, the stages it builds on, and a label for people.
 
-A stage's key hashes its kind, the version of the code that builds that kind, its inputs and the
-keys of its parents. Paths stand in `where`, which is not hashed, so moving a folder changes
-nothing. The version of a kind is raised by hand when its code changes what comes out.
+A recipe holds everything that decides the bytes of an artefact, and nothing else; a stage's key is
+the hash of its recipe and of its parents' keys. A file's path is not part of it, so moving a folder
+changes nothing. A new kind of stage is one recipe class with its builder and its cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
-from harness.experiment.store import Artefact, Store, digest
+from pydantic import BaseModel
 
-VERSIONS: Mapping[str, int] = {
-    "tokenizer": 1,
-    "base": 1,
-    "model": 1,
-    "pool": 1,
-    "queryset": 1,
-    "items": 1,
-    "proof": 1,
-    "overlap": 1,
-    "answers": 1,
-    "features": 1,
-    "decodes": 1,
-    "curvature": 1,
-    "influence": 2,
-    "trajectory": 1,
-    "scores": 1,
-    "subset": 1,
-    "checkpoint": 1,
-    "samples": 2,
-    "noise": 1,
-    "retraining": 1,
-    "prediction": 1,
-}
-"""Raise the number of a kind whose code now gives other results for the same inputs."""
+from harness.experiment.store import digest
 
-SIGNALS: Mapping[str, tuple[str, ...]] = {
-    "features": ("features",),
-    "decodes": ("decodes",),
-    "curvature": ("curvature",),
-    "influence": ("curvature", "influence"),
-}
-"""What a selector may need, and the kinds of shared artefacts that it is then given."""
 
-EXTERNAL = frozenset({"model"})
-"""Kinds that lie outside the store (a model folder or a hub snapshot) and are never built."""
+@dataclass(frozen=True)
+class Cost:
+    """What a stage is expected to take: `seconds` is a first guess, sizes are in bytes."""
+
+    seconds: float
+    memory: float = 0.0
+    disk: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the bytes of one kind of artefact; its fields must be plain data.
+
+    `version` is raised by hand when the builder's code gives other results for the same inputs.
+    `builder` is the function that writes the files, as "module:function". A stage that
+    `needs_engine` is built in a process that keeps an inference engine; an `external` one lies
+    outside the store (a model folder or a hub snapshot) and is never built.
+    """
+
+    kind: ClassVar[str]
+    version: ClassVar[int] = 1
+    builder: ClassVar[str] = ""
+    needs_engine: ClassVar[bool] = False
+    external: ClassVar[bool] = False
+    seconds: ClassVar[float] = 3.0
+    """First guess of the time to build one, replaced by what a run measures."""
+
+    @property
+    def threads(self) -> int:
+        """Threads that building one may use; part of the recipe where that changes the bytes."""
+        return 1
+
+    @property
+    def tasks(self) -> int:
+        """Tasks that an engine answers for it, each with its own time limit."""
+        return 1
+
+    def inputs(self) -> dict[str, Any]:
+        """The fields as plain data, without those that are None."""
+        return {f.name: plain(v) for f in fields(self) if (v := getattr(self, f.name)) is not None}
+
+    def cost(self, parameters: int | None) -> Cost:
+        """Expected cost, given the base model's number of parameters (None where unknown)."""
+        return Cost(self.seconds)
+
+
+def plain(value: Any) -> Any:
+    """Settings as plain JSON data: dataclasses and pydantic models as dicts without Nones."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_none=True)
+    if is_dataclass(value):
+        values = {f.name: getattr(value, f.name) for f in fields(value)}
+        return {name: plain(v) for name, v in values.items() if v is not None}
+    if isinstance(value, Mapping):
+        return {name: plain(v) for name, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(v) for v in value]
+    return value
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of the run; equal content, equal key."""
+    """A step of a run; equal recipes and parents, equal key.
 
-    kind: str
+    `parents` are the stages it builds on, by role; `path` is the file or folder that it reads from
+    outside the store.
+    """
+
+    recipe: Recipe
     label: str
-    inputs: Mapping[str, Any] = field(default_factory=dict)
     parents: Mapping[str, Stage] = field(default_factory=dict)
-    where: Mapping[str, str] = field(default_factory=dict)
-    group: str | None = None
+    path: Path | None = None
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def kind(self) -> str:
+        """The kind of artefact."""
+        return self.recipe.kind
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
         """What the key is the hash of."""
         return {
             "kind": self.kind,
-            "version": VERSIONS[self.kind],
-            "inputs": dict(self.inputs),
+            "version": self.recipe.version,
+            "inputs": self.recipe.inputs(),
             "parents": {role: parent.key for role, parent in self.parents.items()},
         }
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of the recipe."""
-        return digest(self.recipe)
+        """SHA-256 of the manifest."""
+        return digest(self.manifest)
 
     def ancestry(self) -> Iterator[Stage]:
         """This stage and everything it depends on, parents first, each once."""
-        seen: set[str] = set()
-
-        def walk(stage: Stage) -> Iterator[Stage]:
-            if stage.key in seen:
-                return
-            seen.add(stage.key)
-            for parent in stage.parents.values():
-                yield from walk(parent)
-            yield stage
-
-        return walk(self)
+        return iter(with_ancestors([self]).values())
 
 
-def signal_versions(needs: Iterable[str]) -> dict[str, int]:
-    """Versions of the shared artefacts behind `needs`, as part of the key of what is made of them.
-
-    Version 1 goes without saying: keys from before a version was raised stay valid.
-    """
-    kinds = {kind for need in needs for kind in SIGNALS.get(need, ())}
-    return {kind: VERSIONS[kind] for kind in sorted(kinds) if VERSIONS[kind] > 1}
-
-
-def together(stages: Iterable[Stage]) -> dict[str, Stage]:
+def with_ancestors(stages: Iterable[Stage]) -> dict[str, Stage]:
     """All stages and their ancestors by key, parents before children."""
-    found: dict[str, Stage] = {}
+    ordered: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage.key in ordered:
+            return
+        for parent in stage.parents.values():
+            visit(parent)
+        ordered[stage.key] = stage
+
     for stage in stages:
-        for ancestor in stage.ancestry():
-            found.setdefault(ancestor.key, ancestor)
-    return found
-
-
-def artefact(store: Store, stage: Stage) -> Artefact:
-    """The finished artefact behind a stage."""
-    found = store.get(stage.kind, stage.key)
-    if found is None:
-        raise RuntimeError(f"{stage.label} is not in the store")
-    return found
+        visit(stage)
+    return ordered

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from filelock import FileLock
 
@@ -72,37 +72,61 @@ class Artefact:
         return dict(self.meta["outputs"])
 
 
+class Keyed(Protocol):
+    """What the store has to know of a stage."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of artefact, which names its folder."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """The hash of everything that the artefact depends on."""
+        ...
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the key is the hash of."""
+        ...
+
+
 class Store:
     """The artefacts below one folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def folder(self, stage: str, key: str) -> Path:
+    def folder(self, stage: Keyed) -> Path:
         """Where an artefact is, or would be."""
-        return self.root / stage / key[:32]
+        return self.root / stage.kind / stage.key[:32]
 
-    def failure_folder(self, stage: str, key: str) -> Path:
+    def failure_folder(self, stage: Keyed) -> Path:
         """Where the log and the error of a failed build are kept until it succeeds."""
-        return self.root / "failed" / f"{stage}-{key[:32]}"
+        return self.root / "failed" / f"{stage.kind}-{stage.key[:32]}"
 
-    def get(self, stage: str, key: str) -> Artefact | None:
-        """The artefact, or None where it is not made yet."""
-        path = self.folder(stage, key) / META
+    def get(self, stage: Keyed) -> Artefact | None:
+        """The artefact, or None where it is not built yet."""
+        path = self.folder(stage) / META
         try:
             return Artefact(path.parent, json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
 
-    def has(self, stage: str, key: str) -> bool:
+    def load(self, stage: Keyed) -> Artefact:
+        """The artefact; RuntimeError where it is not built yet."""
+        artefact = self.get(stage)
+        if artefact is None:
+            raise RuntimeError(f"{stage.kind} {stage.key[:12]} is not in the store {self.root}")
+        return artefact
+
+    def has(self, stage: Keyed) -> bool:
         """Whether the artefact is complete."""
-        return (self.folder(stage, key) / META).exists()
+        return (self.folder(stage) / META).exists()
 
     def make(
         self,
-        stage: str,
-        key: str,
-        inputs: Mapping[str, Any],
+        stage: Keyed,
         build: Callable[[Path], Mapping[str, Any]],
         provenance: Callable[[], Mapping[str, Any]] = dict,
     ) -> Artefact:
@@ -111,16 +135,14 @@ class Store:
         `build` writes files into the folder it is given and returns facts worth keeping; an
         exception leaves nothing behind but its own traceback.
         """
-        found = self.get(stage, key)
-        if found is not None:
-            return found
-        final = self.folder(stage, key)
+        if artefact := self.get(stage):
+            return artefact
+        final = self.folder(stage)
         locks = self.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{stage}-{key[:32]}.lock"):
-            found = self.get(stage, key)
-            if found is not None:
-                return found
+        with FileLock(locks / f"{stage.kind}-{stage.key[:32]}.lock"):
+            if artefact := self.get(stage):
+                return artefact
             work = self._work_folder(final)
             start = time.perf_counter()
             try:
@@ -131,9 +153,9 @@ class Store:
                     if p.is_file() and p.name != LOG
                 }
                 meta = {
-                    "stage": stage,
-                    "key": key,
-                    "inputs": inputs,
+                    "stage": stage.kind,
+                    "key": stage.key,
+                    "inputs": stage.manifest,
                     "info": info,
                     "outputs": outputs,
                     "seconds": time.perf_counter() - start,
@@ -147,21 +169,19 @@ class Store:
             except BaseException:
                 shutil.rmtree(work, ignore_errors=True)
                 raise
-        made = self.get(stage, key)
-        assert made is not None
-        return made
+        return self.load(stage)
 
     def _work_folder(self, final: Path) -> Path:
-        """A fresh folder beside the final one; what a killed process left there is removed."""
+        """An empty folder beside the final one; what a killed process left there is removed."""
         work = final.parent / f".{final.name}.tmp"
         if work.exists():
             shutil.rmtree(work)
         work.mkdir(parents=True)
         return work
 
-    def logged(self, stage: str, key: str) -> Path | None:
+    def log(self, stage: Keyed) -> Path | None:
         """The log of an artefact, or of its last failed build."""
-        for folder in (self.folder(stage, key), self.failure_folder(stage, key)):
+        for folder in (self.folder(stage), self.failure_folder(stage)):
             if (folder / LOG).exists():
                 return folder / LOG
         return None

@@ -14,7 +14,7 @@ import pandas as pd
 
 from harness.experiment import records
 from harness.experiment.records import parquet_bytes
-from harness.experiment.stage import Stage, artefact
+from harness.experiment.stage import Stage
 from harness.experiment.store import Store, digest
 from harness.running.costs import selection_cost, training_flops
 from harness.running.plan import Cell, Plan
@@ -49,15 +49,15 @@ def cell_key(cell: Cell) -> str:
 
 def parents(cell: Cell) -> dict[str, Any]:
     """Keys of the stages behind a cell, by role."""
-    found: dict[str, Any] = {"samples": {task: s.key for task, s in cell.samples.items()}}
+    keys: dict[str, Any] = {"samples": {task: s.key for task, s in cell.samples.items()}}
     for stage in next(iter(cell.samples.values())).ancestry():
         if stage.kind in ("base", "model", "pool", "queryset", "tokenizer"):
-            found[stage.kind] = stage.key
+            keys[stage.kind] = stage.key
     if cell.subset is not None and cell.checkpoint is not None:
-        found |= {"subset": cell.subset.key, "checkpoint": cell.checkpoint.key}
+        keys |= {"subset": cell.subset.key, "checkpoint": cell.checkpoint.key}
         if "scores" in cell.subset.parents:
-            found["scores"] = cell.subset.parents["scores"].key
-    return found
+            keys["scores"] = cell.subset.parents["scores"].key
+    return keys
 
 
 def recorded(
@@ -66,7 +66,7 @@ def recorded(
     """Whether the newest record of `cell` is already about these very artefacts."""
     if last is None or last["status"] != "done":
         return False
-    made = artefact(store, next(iter(cell.samples.values()))).meta["created"]
+    made = store.load(next(iter(cell.samples.values()))).meta["created"]
     same = (last["key"], last["protocol"], last["provenance"]["created"]) == (
         cell_key(cell),
         protocol,
@@ -78,7 +78,7 @@ def recorded(
 
 def done(cell: Cell, plan: Plan, protocol: str, store: Store, folder: Path) -> dict[str, Any]:
     """Write a finished cell's samples and selection into `folder`; return its record."""
-    samples = {task: artefact(store, stage) for task, stage in cell.samples.items()}
+    samples = {task: store.load(stage) for task, stage in cell.samples.items()}
     frames = [pd.read_parquet(a.folder / "samples.parquet") for a in samples.values()]
     key = cell_key(cell)
     data = parquet_bytes(pd.concat(frames, ignore_index=True))
@@ -107,7 +107,7 @@ def done(cell: Cell, plan: Plan, protocol: str, store: Store, folder: Path) -> d
         "train_flops": 0.0,
     }
     if cell.subset is not None and cell.checkpoint is not None:
-        subset, checkpoint = artefact(store, cell.subset), artefact(store, cell.checkpoint)
+        subset, checkpoint = store.load(cell.subset), store.load(cell.checkpoint)
         entry["selection"] = write_selection(cell, store, folder)
         entry["n_examples"] = subset.info["examples"]
         entry["train"] = {k: v for k, v in checkpoint.info["train"].items() if k != "losses"}
@@ -141,11 +141,11 @@ def write_selection(cell: Cell, store: Store, folder: Path) -> str:
     if (folder / path).exists():
         return path
     pool = cell.subset.parents["pool"]
-    ids = pd.read_parquet(artefact(store, pool).folder / "pool.parquet", columns=["id"])["id"]
-    subset = artefact(store, cell.subset)
+    ids = pd.read_parquet(store.load(pool).folder / "pool.parquet", columns=["id"])["id"]
+    subset = store.load(cell.subset)
     chosen = set(read_subset(subset.folder))
     scored = cell.subset.parents.get("scores")
-    scores = read_scores(artefact(store, scored).folder if scored else subset.folder)
+    scores = read_scores(store.load(scored).folder if scored else subset.folder)
     frame = pd.DataFrame({"id": ids, "chosen": [name in chosen for name in ids]})
     for name, values in scores.items():
         if name != "id":
@@ -156,11 +156,11 @@ def write_selection(cell: Cell, store: Store, folder: Path) -> str:
 
 def selection_facts(subset: Stage, store: Store) -> dict[str, Any]:
     """What the selector noted about its selection; stability at the size that was chosen."""
-    made = artefact(store, subset.parents.get("scores", subset))
+    made = store.load(subset.parents.get("scores", subset))
     facts = dict(made.info.get("facts", {}))
     table = made.folder / STABILITY
     if table.exists():
         lines = pd.read_parquet(table).set_index("kept")
-        line = lines.loc[artefact(store, subset).info["examples"]]
+        line = lines.loc[store.load(subset).info["examples"]]
         facts["stability"] = {**facts.get("stability", {}), **line.to_dict()}
     return facts

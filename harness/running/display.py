@@ -17,18 +17,6 @@ from harness.running.job import Job
 from harness.running.plan import Cell
 from harness.running.workers import Workers
 
-TYPICAL_SECONDS = {
-    "base": 80.0,
-    "checkpoint": 8.0,
-    "trajectory": 8.0,
-    "samples": 7.0,
-    "noise": 7.0,
-    "scores": 15.0,
-    "subset": 2.0,
-}
-"""First guesses of how long a job takes, replaced by what this run measures."""
-TYPICAL_OTHER = 3.0
-
 
 class View:
     """What a run tells while it goes on; this one shows nothing, for tests and programs."""
@@ -52,13 +40,18 @@ class View:
         """The run is over, however it ended."""
 
 
-class Progress(View):
-    """Cells done, running and to do, with the time left; live on a terminal, lines elsewhere."""
+class LiveView(View):
+    """What is done, running and to do, with the time left; live on a terminal, lines elsewhere.
 
-    unit = "cells"
+    Args:
+        unit: what is counted.
+        counts_jobs: every job is one unit, rather than what `cell_done` reports.
+    """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, unit: str = "cells", counts_jobs: bool = False) -> None:
         self.console = console
+        self.unit = unit
+        self.counts_jobs = counts_jobs
         self.live: Live | None = None
         self.total = self.done = self.stored = 0
         self.spent: dict[str, list[float]] = {}
@@ -70,6 +63,8 @@ class Progress(View):
     def begin(self, cells: Sequence[Any], jobs: Sequence[Job], workers: int) -> None:
         """Say what there is to do."""
         self.total = len(cells)
+        if self.counts_jobs:
+            self.done = self.total - len(jobs)
         if not jobs:
             self.console.print(f"All {self.total} {self.unit} are stored; nothing to run.")
             return
@@ -88,7 +83,7 @@ class Progress(View):
         self.running = seen
         self.left = self._time_left(workers, waiting, now)
         if self.live is not None:
-            self.live.update(self._picture(workers, waiting, now))
+            self.live.update(self._table(workers, waiting, now))
         elif now - self.last_line >= PLAIN_SECONDS:
             self.last_line = now
             names = "; ".join(self._status(w) for w in workers.busy)
@@ -98,6 +93,7 @@ class Progress(View):
         """Learn how long such a job takes."""
         started = self.running.get(id(job), (job, time.monotonic()))[1]
         self.spent.setdefault(job.stages[0].kind, []).append(time.monotonic() - started)
+        self.done += self.counts_jobs
 
     def cell_done(self, cell: Cell) -> None:
         """Count a finished cell."""
@@ -118,7 +114,7 @@ class Progress(View):
         measured = self.spent.get(kind)
         if measured:
             return sum(measured[-20:]) / len(measured[-20:])
-        return TYPICAL_SECONDS.get(kind, TYPICAL_OTHER)
+        return job.stages[0].recipe.cost(None).seconds
 
     def _time_left(self, workers: Workers, waiting: Sequence[Job], now: float) -> float:
         work = sum(self._typical(job) for job in waiting)
@@ -137,7 +133,7 @@ class Progress(View):
         steps = f" {done}/{total}" if total else ""
         return f"{worker.job.label}{': ' + description if description else ''}{steps}"
 
-    def _picture(self, workers: Workers, waiting: Sequence[Job], now: float) -> Group:
+    def _table(self, workers: Workers, waiting: Sequence[Job], now: float) -> Group:
         table = Table.grid(padding=(0, 2))
         for worker in workers.busy:
             description, done, total = worker.status
@@ -146,19 +142,3 @@ class Progress(View):
             table.add_row("  ", Text(worker.job.label), bar, Text(description or ""), seconds)
         bar = ProgressBar(total=max(1, self.total), completed=self.done, width=40)
         return Group(Text(self._head(waiting), style="bold"), bar, table)
-
-
-class Repetitions(Progress):
-    """The same for one cell that is evaluated again and again, each time by a job."""
-
-    unit = "repetitions"
-
-    def begin(self, cells: Sequence[Any], jobs: Sequence[Job], workers: int) -> None:
-        """Say what there is to do; the others are done."""
-        super().begin(cells, jobs, workers)
-        self.done = len(cells) - len(jobs)
-
-    def finished(self, job: Job) -> None:
-        """A job is a repetition."""
-        super().finished(job)
-        self.done += 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.experiment import records
-from harness.experiment.stage import EXTERNAL, Stage
+from harness.experiment.stage import Stage, with_ancestors
 from harness.experiment.store import META, Store
 from harness.running.cell_record import cell_key, parents
 from harness.running.plan import Cell, Plan
@@ -17,8 +17,8 @@ from harness.running.plan import Cell, Plan
 def explain(plan: Plan, cell: Cell, store: Store, results: Path) -> dict[str, Any]:
     """State of `cell` (done, stale, missing or failed) and the lines that tell why."""
     last = records.newest(records.read(results)).get(cell.name)
-    stages = list(_chain(cell))
-    missing = [s for s in stages if s.kind not in EXTERNAL and not store.has(s.kind, s.key)]
+    stages = _chain(cell)
+    missing = [s for s in stages if _mark(s, store) == "missing"]
     lines: list[str] = []
     if not missing:
         state = "done"
@@ -42,7 +42,7 @@ def explain(plan: Plan, cell: Cell, store: Store, results: Path) -> dict[str, An
     for stage in stages:
         lines.append(f"  {_mark(stage, store):8} {stage.kind:10} {stage.key[:12]}  {stage.label}")
     for stage in missing:
-        log = store.logged(stage.kind, stage.key)
+        log = store.log(stage)
         if log is not None:
             lines.append(f"Log of the last try at {stage.label}: {log}")
     if last is not None and last["status"] == "done":
@@ -64,19 +64,15 @@ def explain(plan: Plan, cell: Cell, store: Store, results: Path) -> dict[str, An
     }
 
 
-def _chain(cell: Cell) -> Iterator[Stage]:
-    seen: set[str] = set()
-    for end in cell.samples.values():
-        for stage in end.ancestry():
-            if stage.key not in seen:
-                seen.add(stage.key)
-                yield stage
+def _chain(cell: Cell) -> list[Stage]:
+    """Everything that a cell stands on, parents first."""
+    return list(with_ancestors(cell.samples.values()).values())
 
 
 def _mark(stage: Stage, store: Store) -> str:
-    if stage.kind in EXTERNAL:
+    if stage.recipe.external:
         return "external"
-    return "stored" if store.has(stage.kind, stage.key) else "missing"
+    return "stored" if store.has(stage) else "missing"
 
 
 def _changes(cell: Cell, last: Mapping[str, Any], store: Store) -> list[str]:
@@ -88,13 +84,13 @@ def _changes(cell: Cell, last: Mapping[str, Any], store: Store) -> list[str]:
         old = dict(_flat(before)).get(role)
         if old is None or old == key:
             continue
-        recipe = _stored_recipe(store, old)
-        if recipe is None:
+        manifest = _stored_manifest(store, old)
+        if manifest is None:
             lines.append(f"{role} changed (its old inputs are no longer in the store)")
             continue
-        differences = list(_diff(recipe["inputs"], dict(today[key].inputs)))
-        if recipe["version"] != today[key].recipe["version"]:
-            differences.append(f"version {recipe['version']} -> {today[key].recipe['version']}")
+        differences = list(_diff(manifest["inputs"], today[key].manifest["inputs"]))
+        if manifest["version"] != today[key].recipe.version:
+            differences.append(f"version {manifest['version']} -> {today[key].recipe.version}")
         for line in differences:
             lines.append(f"{role}: {line}")
         if not differences:
@@ -111,10 +107,10 @@ def _flat(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"samples of {task}", key
 
 
-def _stored_recipe(store: Store, key: str) -> dict[str, Any] | None:
+def _stored_manifest(store: Store, key: str) -> dict[str, Any] | None:
     for path in store.root.glob(f"*/{key[:32]}/{META}"):
-        recipe: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["inputs"]
-        return recipe
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["inputs"]
+        return manifest
     return None
 
 

@@ -30,18 +30,17 @@ def export(
         raise ValueError(f"no cell {row!r} at {fraction} with seed {seed}; expected {hint}")
     stage = matching[0].subset
     assert stage is not None
-    made = store.get(stage.kind, stage.key)
-    if made is None:
+    subset = store.get(stage)
+    if subset is None:
         raise ValueError(
-            f"the subset of {matching[0].name} is not made yet; "
+            f"the subset of {matching[0].name} is not built yet; "
             f"expected a run of it before: cotsieve run {plan.experiment.name} --only row={row}"
         )
-    parent = stage.parents["pool"]
-    pool = Pool.load(store.folder(parent.kind, parent.key))
+    pool = Pool.load(store.folder(stage.parents["pool"]))
     scored = stage.parents.get("scores")
-    scores = read_scores(store.folder(scored.kind, scored.key) if scored else made.folder)
+    scores = read_scores(store.folder(scored) if scored else subset.folder)
     where = {name: i for i, name in enumerate(scores.get("id", []))}
-    chosen = pool.take_ids(read_subset(made.folder))
+    chosen = pool.take_ids(read_subset(subset.folder))
     rows_out = []
     for rank, name in enumerate(chosen.ids):
         entry = {"id": name, "rank": rank}

@@ -15,17 +15,18 @@ from harness.evaluation.benchmarks import benchmark
 from harness.experiment import records
 from harness.experiment.config import QueryConfig
 from harness.experiment.records import parquet_bytes
-from harness.experiment.stage import Stage, artefact
+from harness.experiment.stage import Stage, plain
 from harness.experiment.store import Store
 from harness.running import overlap
 from harness.running.builders import HIDDEN
 from harness.running.plan import Plan
+from harness.running.recipes import BenchmarkItemsRecipe, BuiltinItemsRecipe, SamplesRecipe
 
 
 def write_pools(plan: Plan, store: Store, folder: Path) -> None:
     """Id, hidden class, length and steps of every pool example; no texts."""
     for arm, stage in plan.pools.items():
-        made = store.get(stage.kind, stage.key)
+        made = store.get(stage)
         if made is None:
             continue
         pool = pd.read_parquet(made.folder / "pool.parquet", columns=["id", "labels"])
@@ -44,54 +45,58 @@ def write_pools(plan: Plan, store: Store, folder: Path) -> None:
 
 def facts(plan: Plan, store: Store) -> dict[str, Any]:
     """What footnotes and provenance need besides the records, by arm."""
-    found: dict[str, Any] = {"engine": dict(plan.engine), "arms": {}}
+    found: dict[str, Any] = {"engine": plain(plan.engine), "arms": {}}
     asked = plan.cells[0].samples
-    found["tasks"] = {t: _task_facts(s, store) for t, s in asked.items() if _made(s, store)}
+    found["tasks"] = {
+        task: _task_facts(stage, store)
+        for task, stage in asked.items()
+        if store.has(stage.parents["items"])
+    }
     for arm, pool in plan.pools.items():
         entry: dict[str, Any] = {}
         if plan.experiment.pool.testbed is not None:
             entry["correct_classes"] = sorted(testbed.CORRECT)
-        made = store.get(pool.kind, pool.key)
+        made = store.get(pool)
         if made is not None:
             entry["pool"] = made.info["report"]
         stages = plan.queries.get(arm)
-        if stages and all(store.has(stages[w].kind, stages[w].key) for w in ("before", "after")):
+        if stages and all(store.has(stages[w]) for w in ("before", "after")):
             entry |= _query_facts(stages, store, plan.experiment.query)
         if known := overlap.facts(overlap.of_arm(plan.checks, arm), store):
             entry["overlap"] = known
         found["arms"][arm] = entry
-    proofs = [store.get(stage.kind, stage.key) for stage in plan.proofs]
+    proofs = [store.get(stage) for stage in plan.proofs]
     found["disjoint"] = [made.info["problems"] for made in proofs if made is not None]
     return found
 
 
-def _made(samples: Stage, store: Store) -> bool:
-    return store.has("items", samples.parents["items"].key)
-
-
 def _task_facts(samples: Stage, store: Store) -> dict[str, Any]:
-    """How a task is asked and graded, and of how many items it consists."""
-    items, inputs = samples.parents["items"], samples.inputs
-    kind = inputs.get("kind", "plain")
-    found = {
-        "items": artefact(store, items).info["items"],
-        "max_tokens": inputs["max_tokens"],
-        "grader": kind if kind == "plain" else f"{kind}, version {inputs['grader']}",
-        "version": None,
-        "source": "testbed" if "testbed" in items.inputs else "a file of the experiment",
+    """How a task is posed and graded, and how many items it has."""
+    recipe, items = samples.recipe, samples.parents["items"]
+    assert isinstance(recipe, SamplesRecipe)
+    kind = recipe.answer_kind
+    version, source = None, "a file of the experiment"
+    if isinstance(items.recipe, BuiltinItemsRecipe):
+        source = "testbed"
+    elif isinstance(items.recipe, BenchmarkItemsRecipe):
+        task = benchmark(items.recipe.benchmark)
+        version = task.version
+        local = items.recipe.file is not None
+        source = "a local file" if local else f"{task.hub}@{task.revision[:12]}"
+    return {
+        "items": store.load(items).info["items"],
+        "max_tokens": recipe.max_tokens,
+        "grader": kind if kind == "plain" else f"{kind}, version {recipe.grader}",
+        "version": version,
+        "source": source,
     }
-    if "benchmark" in items.inputs:
-        task = benchmark(items.inputs["benchmark"])
-        copy = "a local file" if "file" in items.inputs else f"{task.hub}@{task.revision[:12]}"
-        found |= {"version": task.version, "source": copy}
-    return found
 
 
 def _query_facts(
     stages: Mapping[str, Stage], store: Store, query: QueryConfig | None
 ) -> dict[str, Any]:
     assert query is not None
-    answers = {w: Answers.load(artefact(store, stages[w]).folder) for w in ("before", "after")}
+    answers = {w: Answers.load(store.load(stages[w]).folder) for w in ("before", "after")}
     right = {when: found.correct(query.rule) for when, found in answers.items()}
     found: dict[str, Any] = {
         "n_queries": len(right["before"]),

@@ -1,4 +1,4 @@
-"""A job: the stages that one worker makes in one go, with its progress and its log.
+"""A job: the stages that one worker builds in one go, with its progress and its log.
 
 A job is one stage, or all tasks of one checkpoint, which share an engine.
 """
@@ -12,9 +12,8 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +26,13 @@ from harness.running.workers import Report
 if TYPE_CHECKING:
     from harness.evaluation.engine import EnginePool
 
-
-ANSWERING = frozenset({"samples", "answers", "noise"})
-"""Kinds of stages that are made by an engine alone, in a process that keeps it."""
-WORK, EVALUATE = "work", "evaluate"
+TRAIN, ENGINE = "train", "engine"
+"""Roles of worker processes: an inference engine never shares a process with training."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Stages that one worker makes in one go, and what it needs to know for that."""
+    """Stages that one worker builds in one go, and what it needs to know for that."""
 
     stages: tuple[Stage, ...]
     store: str
@@ -46,17 +43,15 @@ class Job:
 
     @property
     def role(self) -> str:
-        """The process that it runs in: engines live apart from training."""
-        return EVALUATE if self.stages[0].kind in ANSWERING else WORK
+        """The kind of process that it runs in."""
+        return ENGINE if self.stages[0].recipe.needs_engine else TRAIN
 
     @property
     def seconds(self) -> float | None:
-        """After how long it is taken to hang; None where nothing says so."""
-        limit = self.limits.seconds
-        tasks = sum(
-            len(stage.inputs["samples"]) if stage.kind == "noise" else 1 for stage in self.stages
-        )
-        return None if limit is None or self.role != EVALUATE else limit * tasks
+        """The time limit of an engine's job, after which it counts as hung; None for no limit."""
+        if self.role != ENGINE or self.limits.seconds is None:
+            return None
+        return self.limits.seconds * sum(stage.recipe.tasks for stage in self.stages)
 
     @property
     def label(self) -> str:
@@ -68,90 +63,62 @@ class Job:
 
 
 def run_job(job: Job, report: Report) -> dict[str, Any]:
-    """Make every stage of `job`; called inside a worker."""
+    """Build every stage of `job`; called inside a worker."""
     store = Store(Path(job.store))
     first = job.stages[0]
-    keep = store.failure_folder(first.kind, first.key)
-    keep.mkdir(parents=True, exist_ok=True)
-    progress = reporting(report)
+    failure = store.failure_folder(first)
+    failure.mkdir(parents=True, exist_ok=True)
     try:
-        with captured(keep / LOG, job.verbose):
+        with captured(failure / LOG, job.verbose):
             try:
-                _make_all(job, store, progress, report)
+                _build_all(job, store, report)
             except Exception:
                 traceback.print_exc()
                 raise
     except Exception as error:
         described = {"message": f"{type(error).__name__}: {error}"}
-        (keep / "error.json").write_text(json.dumps(described) + "\n")
+        (failure / "error.json").write_text(json.dumps(described) + "\n")
         raise
-    final = store.folder(first.kind, first.key)
-    if (keep / LOG).exists():
-        os.replace(keep / LOG, final / LOG)
-    for leftover in keep.glob("*"):
+    if (failure / LOG).exists():
+        os.replace(failure / LOG, store.folder(first) / LOG)
+    for leftover in failure.glob("*"):
         leftover.unlink(missing_ok=True)
-    keep.rmdir()
+    failure.rmdir()
     return {}
 
 
-def _make_all(job: Job, store: Store, progress: Progress, report: Report) -> None:
-    from harness.running.builders import Builder
+def _build_all(job: Job, store: Store, report: Report) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer  # noqa: F401
 
+    from harness.running.answer_builders import build_samples
+    from harness.running.workspace import EngineAccess, build
+
+    # Heavy imports stand above, so that a worker's first stage is not charged for them.
     def provenance() -> Mapping[str, Any]:
         return job.provenance
 
-    _import_heavy()
-    if job.role == EVALUATE:
-        _evaluate(job, store, report, provenance)
-        return
+    engines = None
+    if job.role == ENGINE:
+        report("starting the engine", 0, None)
+        on_progress = functools.partial(report, "answers")
+        engines = EngineAccess(_engine_pool(), job.limits, job.attempt, job.verbose, on_progress)
+        if job.stages[0].kind == "samples":
+            build_samples(job.stages, store, provenance, engines)
+            return
     for stage in job.stages:
-        builder = Builder(stage, store, progress, provenance)
-        store.make(stage.kind, stage.key, stage.recipe, builder.build, provenance)
-
-
-def _evaluate(
-    job: Job, store: Store, report: Report, provenance: Callable[[], Mapping[str, Any]]
-) -> None:
-    from harness.running.builders import device
-    from harness.running.evaluation_builders import Evaluation
-
-    def told(done: int, total: int) -> None:
-        report("answers", done, total)
-
-    evaluation = Evaluation(
-        store,
-        _host(),
-        device(),
-        told=told,
-        limits=job.limits,
-        attempt=job.attempt,
-        provenance=provenance,
-        verbose=job.verbose,
-    )
-    report("starting the engine", 0, None)
-    if job.stages[0].kind == "samples":
-        evaluation.samples(job.stages)
-        return
-    made = {"answers": evaluation.answers, "noise": evaluation.repetition}
-    for stage in job.stages:
-        build = partial(made[stage.kind], stage)
-        store.make(stage.kind, stage.key, stage.recipe, build, provenance)
+        torch.set_num_threads(stage.recipe.threads)
+        build(stage, store, provenance, reporting(report), engines)
 
 
 @functools.cache
-def _host() -> EnginePool:
+def _engine_pool() -> EnginePool:
     """The engine of this process, kept from job to job until the process ends."""
     from harness.evaluation.engine import EnginePool
 
-    host = EnginePool()
-    atexit.register(host.close)
-    return host
-
-
-def _import_heavy() -> None:
-    """Load what jobs import, so that a worker's first job is not charged for it."""
-    import torch  # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer  # noqa: F401
+    pool = EnginePool()
+    atexit.register(pool.close)
+    return pool
 
 
 def reporting(report: Report) -> Progress:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +36,13 @@ from harness.data.items import ITEMS_FILE, read_items
 from harness.data.pool import Pool
 from harness.experiment.config import Overlap
 from harness.experiment.stage import Stage
-from harness.experiment.store import Artefact, Store
+from harness.experiment.store import Store
+from harness.running.recipes import BuiltinItemsRecipe, DataRecipe, OverlapRecipe
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from harness.running.workspace import Workspace
 
 FINDINGS = "findings.parquet"
 COLUMNS = [field.name for field in fields(Finding)]
@@ -77,12 +80,12 @@ class Check:
         """The rows that everything else uses: without those that overlap, where these go."""
         if self.action != "drop":
             return self.rows
+        recipe = self.rows.recipe
+        assert isinstance(recipe, DataRecipe)
         return Stage(
-            self.rows.kind,
+            replace(recipe, without_overlaps=True),
             f"{self.rows.label} without overlaps",
-            {**self.rows.inputs, "overlap": "drop"},
             {self.rows.kind: self.rows, "overlap": self.stage},
-            self.rows.where,
         )
 
     @property
@@ -101,11 +104,11 @@ class Check:
 
     def made(self, store: Store) -> bool:
         """Whether the comparison is stored."""
-        return store.has(self.stage.kind, self.stage.key)
+        return store.has(self.stage)
 
     def found(self, store: Store) -> list[Finding]:
         """The findings of a comparison that is made."""
-        return read(_artefact(self.stage, store).folder)
+        return read(store.load(self.stage).folder)
 
 
 def compare(
@@ -115,17 +118,25 @@ def compare(
 
     Others are the items of tasks and, for a pool, the query set as it is used.
     """
-    compared = {role: stage for role, stage in others.items() if "testbed" not in stage.inputs}
-    if "testbed" in rows.inputs or not compared:
+    compared = {role: stage for role, stage in others.items() if not _is_builtin(stage)}
+    if _is_builtin(rows) or not compared:
         return None
-    inputs = {"side": side, "words": WORDS, "share": SHARE, "stock": STOCK}
-    stage = Stage("overlap", f"overlap of the {rows.label}", inputs, {rows.kind: rows, **compared})
+    recipe = OverlapRecipe(side, WORDS, SHARE, STOCK)
+    stage = Stage(recipe, f"overlap of the {rows.label}", {rows.kind: rows, **compared})
     return Check(side, arm, action or REFUSE, stage)
 
 
-def find(stage: Stage, store: Store, work: Path) -> dict[str, Any]:
-    """Make a comparison: a line for every finding, and how many rows and pairs were found."""
-    inputs, parents = stage.inputs, stage.parents
+def _is_builtin(stage: Stage) -> bool:
+    """Whether a data set is the testbed's, whose sets are proved to be disjoint."""
+    recipe = stage.recipe
+    if isinstance(recipe, DataRecipe):
+        return recipe.config.testbed is not None
+    return isinstance(recipe, BuiltinItemsRecipe)
+
+
+def build(recipe: OverlapRecipe, work: Workspace) -> dict[str, Any]:
+    """Compare data sets: a line for every finding, and how many rows and pairs were found."""
+    parents, store = work.stage.parents, work.store
     tasks = {
         role.removeprefix(ITEMS): _items(parent, store)
         for role, parent in parents.items()
@@ -133,31 +144,37 @@ def find(stage: Stage, store: Store, work: Path) -> dict[str, Any]:
     }
     queries = _rows(parents["queryset"], store) if "queryset" in parents else None
     pool = _rows(parents["pool"], store) if "pool" in parents else []
-    found = overlaps(pool, tasks, queries, n=inputs["words"], share=inputs["share"])
-    found = [finding for finding in found if finding.side == inputs["side"]]
-    frame(found).to_parquet(work / FINDINGS, index=False)
-    return {"rows": len({finding.id for finding in found}), "pairs": _pairs(found)}
+    findings = [
+        finding
+        for finding in overlaps(pool, tasks, queries, n=recipe.words, share=recipe.share)
+        if finding.side == recipe.side
+    ]
+    frame(findings).to_parquet(work.folder / FINDINGS, index=False)
+    pairs = dict(sorted(Counter(finding.other for finding in findings).items()))
+    return {"rows": len({finding.id for finding in findings}), "pairs": pairs}
 
 
-def leave_out(stage: Stage, store: Store, work: Path) -> dict[str, Any]:
-    """Make the rows of a data set that overlap nothing."""
-    raw = _artefact(stage.parents[stage.kind], store)
-    gone = {finding.id for finding in read(_artefact(stage.parents["overlap"], store).folder)}
-    pool = Pool.load(raw.folder)
-    kept = [position for position, name in enumerate(pool.ids) if name not in gone]
+def leave_out(work: Workspace) -> dict[str, Any]:
+    """Write the rows of a data set that overlap nothing."""
+    kind, parents = work.stage.kind, work.stage.parents
+    complete = work.store.load(parents[kind])
+    overlapping = {finding.id for finding in read(work.store.load(parents["overlap"]).folder)}
+    pool = Pool.load(complete.folder)
+    kept = [position for position, name in enumerate(pool.ids) if name not in overlapping]
     if not kept:
         raise ValueError(
-            f"{stage.parents[stage.kind].label}: all {len(pool)} rows overlap other data sets; "
+            f"{parents[kind].label}: all {len(pool)} rows overlap other data sets; "
             'overlap = "drop" expected at least one that does not'
         )
-    left = pool.take(kept)
-    left.save(work)
-    report = dict(raw.info["report"])
-    report["kept"] -= len(pool) - len(left)
-    report["truncated"] -= sum(pool.truncated) - sum(left.truncated)
-    if gone:
-        reason = "overlaps an evaluation item" + (" or a query" if stage.kind == "pool" else "")
-        dropped = {"count": len(gone), "ids": [name for name in pool.ids if name in gone]}
+    remaining = pool.take(kept)
+    remaining.save(work.folder)
+    report = dict(complete.info["report"])
+    report["kept"] -= len(pool) - len(remaining)
+    report["truncated"] -= sum(pool.truncated) - sum(remaining.truncated)
+    if overlapping:
+        reason = "overlaps an evaluation item" + (" or a query" if kind == "pool" else "")
+        ids = [name for name in pool.ids if name in overlapping]
+        dropped = {"count": len(overlapping), "ids": ids}
         report["problems"] = {**report["problems"], reason: dropped}
     return {"report": report}
 
@@ -191,7 +208,7 @@ def facts(checks: Sequence[Check], store: Store) -> dict[str, Any]:
     found: dict[str, Any] = {}
     first: list[Finding] = []
     for check in made:
-        info = _artefact(check.stage, store).info
+        info = store.load(check.stage).info
         found[check.side] = {"action": check.action, **info}
         first += check.found(store)[: SHOWN - len(first)]
     return {**found, "first": [asdict(finding) for finding in first]} if made else {}
@@ -219,7 +236,7 @@ def outlook(checks: Iterable[Check], store: Store) -> list[str]:
         if not check.made(store):
             lines.append(f"{head}what stands in both {OUTCOMES[check.action][0]}.")
             continue
-        rows = _artefact(check.stage, store).info["rows"]
+        rows = store.load(check.stage).info["rows"]
         lines.append(f"{head}{rows} found" + (f", {OUTCOMES[check.action][1]}." if rows else "."))
     return lines
 
@@ -232,7 +249,7 @@ def picture(checks: Iterable[Check], store: Store) -> list[dict[str, Any]]:
             "arm": check.arm,
             "action": check.action,
             "with": check.sets,
-            "rows": _artefact(check.stage, store).info["rows"],
+            "rows": store.load(check.stage).info["rows"],
             "findings": [asdict(finding) for finding in check.found(store)],
         }
         for check in checks
@@ -251,25 +268,14 @@ def listing(checks: Iterable[Check], store: Store) -> list[str]:
     return [*lines, remedy(refused)] if refused else lines
 
 
-def _pairs(findings: Iterable[Finding]) -> dict[str, int]:
-    return dict(sorted(Counter(finding.other for finding in findings).items()))
-
-
-def _artefact(stage: Stage, store: Store) -> Artefact:
-    found = store.get(stage.kind, stage.key)
-    if found is None:
-        raise RuntimeError(f"{stage.label} is not in the store")
-    return found
-
-
 def _rows(stage: Stage, store: Store) -> Questions:
     import pyarrow.parquet as pq
 
-    path = _artefact(stage, store).folder / "pool.parquet"
+    path = store.load(stage).folder / "pool.parquet"
     table = pq.read_table(path, columns=["id", "prompt"]).to_pydict()
     return list(zip(table["id"], table["prompt"], strict=True))
 
 
 def _items(stage: Stage, store: Store) -> Questions:
-    items = read_items(_artefact(stage, store).folder / ITEMS_FILE)
+    items = read_items(store.load(stage).folder / ITEMS_FILE)
     return [(item["id"], item["question"]) for item in items]

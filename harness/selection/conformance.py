@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -135,11 +135,11 @@ class Trial:
         return check_scores(scores, self.pool, type(self.selector).__name__)
 
     def context(self, pool: Pool, budget: int, seed: int | None = None) -> Context:
-        """A new context with the selector's declared needs."""
-        needs = self.selector.requirements()
+        """A new context with the selector's requests."""
         seed = self.seed if seed is None else seed
         rng = np.random.default_rng(seed) if self.selector.stochastic else None
-        return Context(self._fixture.providers(pool, budget, needs), needs=needs, rng=rng)
+        load = partial(self._fixture.load, pool=pool, budget=budget)
+        return Context(self.selector.requests(), load, rng=rng)
 
 
 def _count(trial: Trial) -> None:

@@ -30,8 +30,6 @@ from typing import Any
 from harness.selection.selector import Selector
 
 GROUP = "cotsieve.selectors"
-MOVED = b"from harness.influence.costs import BOTH", b"from harness.selector import BOTH"
-"""An import is hashed under the module that the name came from first, so that keys stay valid."""
 VARIABLE = "COTSIEVE_SELECTORS"
 SHIPPED = Path(__file__).parents[1] / "_selectors"
 CHECKOUT = Path(__file__).parents[2] / "selectors"
@@ -94,7 +92,7 @@ def code_hash(name: str) -> str:
     if file is None:
         raise ValueError(f"selector {name!r} ({_plugin(name).place}) has no source file to hash")
     lines = file.read_bytes().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return hashlib.sha256(lines.replace(*MOVED)).hexdigest()
+    return hashlib.sha256(lines).hexdigest()
 
 
 def build(name: str, params: Mapping[str, Any]) -> Selector:

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.data.pool import Pool
-from harness.selection.context import Context, Warmup
+from harness.selection.context import Context
+from harness.selection.requests import Request
 
 Positions = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
-
-NEEDS = (
-    "model",
-    "tokenizer",
-    "features",
-    "decodes",
-    "queryset",
-    "queries",
-    "reference",
-    "influence",
-    "curvature",
-    "trajectory",
-)
-"""What a selector may declare in `needs`; `row:NAME` asks for another row's chosen ids."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +26,10 @@ class Selector(abc.ABC):
     """
 
     stochastic: ClassVar[bool] = False
-    needs: ClassVar[tuple[str, ...]] = ()
 
-    def requirements(self) -> tuple[str, ...]:
-        """What this instance needs of the context; override where it depends on the fields."""
-        return self.needs
-
-    def warmup(self) -> Warmup:
-        """The run whose checkpoints `context.trajectory` holds, for selectors that need them."""
-        return Warmup()
+    def requests(self) -> tuple[Request[Any], ...]:
+        """The costly things that this instance reads from its context; none by default."""
+        return ()
 
     @abc.abstractmethod
     def select(self, pool: Pool, budget: int, context: Context) -> Positions:

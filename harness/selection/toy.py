@@ -5,9 +5,6 @@ Small enough for a test of behaviour in a second; what is chosen on it means not
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Callable, Iterable
 from functools import cache, partial
 from typing import Any
 
@@ -16,7 +13,21 @@ import numpy.typing as npt
 
 from harness.data.pool import IGNORED, Pool
 from harness.data.queries import Answers, Queries
-from harness.selection.context import Influence
+from harness.selection.influence_table import compute_influence
+from harness.selection.requests import (
+    BaseModel,
+    ChosenBy,
+    Decodes,
+    Features,
+    FittedCurvature,
+    InfluenceTable,
+    QueryAnswers,
+    QuerySet,
+    ReferenceModel,
+    Request,
+    Tokenizer,
+    Trajectory,
+)
 
 SIZE = 48
 ALPHABET = "?abcdefghijklmnopqrstuvwxyz0123456789+-*= #."
@@ -24,59 +35,50 @@ PAD, EOS = 0, 1
 
 
 class Fixture:
-    """Providers of everything that a context offers, on made-up data."""
+    """Results of everything that a selector may request, on made-up data."""
 
     def __init__(self) -> None:
-        self._built: dict[tuple[str, str], Any] = {}
+        self._results: dict[tuple[Any, ...], Any] = {}
 
-    def providers(
-        self, pool: Pool, budget: int, needs: Iterable[str]
-    ) -> dict[str, Callable[[], Any]]:
-        """For one run; rows that the selector asks for chose at random."""
+    def load(self, request: Request[Any], pool: Pool, budget: int) -> Any:
+        """The result of one request for a run on `pool`; other rows chose at random."""
+        key = (request, pool.ids, budget if isinstance(request, ChosenBy) else None)
+        if key not in self._results:
+            self._results[key] = _result(request, pool, budget)
+        return self._results[key]
 
-        def chosen(row: str) -> tuple[str, ...]:
+
+def _result(request: Request[Any], pool: Pool, budget: int) -> Any:
+    from harness.influence import fit
+    from harness.selection.features import compute_features
+
+    match request:
+        case BaseModel():
+            return models()[0]
+        case ReferenceModel():
+            return models()[1]
+        case Tokenizer():
+            return tokenizer()
+        case QuerySet():
+            return make_queries().pool
+        case QueryAnswers():
+            return make_queries()
+        case Features(of):
+            of_pool = pool if of == "pool" else make_queries().pool
+            return compute_features(models()[0], of_pool, batch_size=SIZE)
+        case Decodes(k):
+            return _decodes(pool, k)
+        case FittedCurvature(options):
+            return fit(models()[1], pool, options)
+        case InfluenceTable():
+            return compute_influence(request, models()[1], pool, make_queries())[0]
+        case Trajectory():
+            return trajectory()
+        case ChosenBy(row):
             seed = [len(row), *row.encode()]
             drawn = np.random.default_rng(seed).choice(SIZE, budget, replace=False)
             return tuple(sorted(pool.ids)[p] for p in drawn)
-
-        offered: dict[str, Callable[[], Any]] = {
-            "model": lambda: models()[0],
-            "reference": lambda: models()[1],
-            "tokenizer": tokenizer,
-            "features": self._features,
-            "decodes": lambda: lambda k, temperature: _decodes(pool, k),
-            "queryset": lambda: make_queries().pool,
-            "queries": make_queries,
-            "influence": lambda: Influence(
-                lambda **options: self._influence(pool, options)[0].copy(),
-                lambda **options: self._influence(pool, options)[1],
-            ),
-            "curvature": lambda: lambda **options: self._curvature(pool, options),
-            "trajectory": trajectory,
-        }
-        rows = {need: need.removeprefix("row:") for need in needs if need.startswith("row:")}
-        return offered | {need: lambda row=row: chosen(row) for need, row in rows.items()}
-
-    def _features(self) -> Any:
-        from harness.selection.features import Features
-
-        return self._once("features", "", lambda: Features(models()[0], batch_size=SIZE))
-
-    def _influence(self, pool: Pool, options: dict[str, Any]) -> Any:
-        key = json.dumps([pool.ids, options])
-        return self._once("influence", key, lambda: _influence(pool, options))
-
-    def _curvature(self, pool: Pool, options: dict[str, Any]) -> Any:
-        from harness.influence import CurvatureOptions, fit
-
-        key = json.dumps([pool.ids, options])
-        chosen = CurvatureOptions(**options)
-        return self._once("curvature", key, lambda: fit(models()[1], pool, chosen))
-
-    def _once(self, name: str, key: str, build: Callable[[], Any]) -> Any:
-        if (name, key) not in self._built:
-            self._built[name, key] = build()
-        return self._built[name, key]
+    raise ValueError(f"{request!r} is no known request; expected one of harness.selection.requests")
 
 
 def _encode(text: str) -> list[int]:
@@ -215,21 +217,3 @@ def tokenizer() -> Any:
     made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     made.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="<eos>")
-
-
-def _influence(pool: Pool, options: dict[str, Any]) -> Any:
-    """The table, and the columns of single queries."""
-    from harness.influence import CurvatureOptions, flipped, influence_scores
-
-    own, queries = dict(options), make_queries()
-    names = ("whose", "completion", "decodes")
-    chosen = {name: own.pop(name) for name in names if name in own}
-    known = {field.name for field in dataclasses.fields(CurvatureOptions)}
-    curvature = CurvatureOptions(**{key: own.pop(key) for key in list(own) if key in known})
-    correct, incorrect = (flipped(queries, side, **chosen) for side in ("C", "I"))
-    columns: dict[str, npt.NDArray[np.float32]] = {}
-    table = influence_scores(
-        models()[1], pool, correct, incorrect, curvature, columns=columns, **own
-    )
-    table.attrs = {name: table.attrs[name] for name in ("n_C", "n_I")}
-    return table, columns

@@ -20,21 +20,64 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
+from harness.data.items import ITEMS_FILE
 from harness.experiment.paths import EXPERIMENTS
 from harness.experiment.records import write_atomic
-from harness.experiment.stage import EXTERNAL, Stage, artefact
+from harness.experiment.stage import Recipe, Stage
 from harness.experiment.store import Artefact, Store, digest
 from harness.reporting.results import NOISE as FILE
-from harness.running.builders import seed_for
+from harness.running.answer_builders import SAMPLES, answer_tasks
 from harness.running.display import View
-from harness.running.evaluation_builders import SAMPLES
+from harness.running.overlap import ITEMS
 from harness.running.plan import Cell, Plan
+from harness.running.recipes import SamplesRecipe
 from harness.running.run import Run
+from harness.running.workspace import Workspace, seed_for
 from harness.stats.decode_noise import by_repetition, repeated
 
 SCHEMA = 1
 COLUMNS = ("task", "mean", "SD", "range", "flips", "texts")
 BINOMIAL = "binomial"
+
+
+@dataclass(frozen=True)
+class NoiseRecipe(Recipe):
+    """All tasks of a cell answered once more; `seed` only where answers are sampled."""
+
+    kind = "noise"
+    builder = "harness.studies.decode_noise:build"
+    needs_engine = True
+    seconds = 7.0
+    samples: tuple[SamplesRecipe, ...]
+    repetition: int
+    order: int | None
+    device: str
+    seed: int | None
+    sequences: int | None
+    memory: float | None
+
+    @property
+    def tasks(self) -> int:
+        """Each task has its own time limit."""
+        return len(self.samples)
+
+
+def build(recipe: NoiseRecipe, work: Workspace) -> dict[str, Any]:
+    """Answer all tasks of a checkpoint once more; accuracy by task."""
+    parents = work.stage.parents
+    items = [work.store.folder(parents[f"{ITEMS}{s.task}"]) / ITEMS_FILE for s in recipe.samples]
+    seed = recipe.seed or 0
+    answers, settings = answer_tasks(
+        recipe.samples, items, work, seed=seed, order=recipe.order, fresh_cache=True
+    )
+    answers.to_parquet(work.folder / SAMPLES, index=False)
+    accuracy = answers.groupby("task", sort=False)["correct"].mean()
+    return {"accuracy": accuracy.to_dict(), "engine": settings}
+
+
+def _samples_recipe(stage: Stage) -> SamplesRecipe:
+    assert isinstance(stage.recipe, SamplesRecipe)
+    return stage.recipe
 
 
 @dataclass(frozen=True)
@@ -55,34 +98,39 @@ class Noise:
         return tuple(self._stage(number) for number in range(self.repeats))
 
     def _stage(self, number: int) -> Stage:
-        samples, limits = self.cell.samples, self.run.limits
-        decoding, order = seed_for("noise", self.cell.name, number).generate_state(2).tolist()
-        inputs = {
-            "samples": {task: stage.recipe for task, stage in samples.items()},
-            "repetition": number,
-            "order": order if number else None,
-            "device": "cuda" if self.run.gpu else "cpu",
-        }
-        if _decoding(self.cell)["temperature"] > 0:
-            inputs["seed"] = decoding
-        # Unlike an accuracy, noise depends on the engine's limits: others are measured anew.
-        settings = {"sequences": limits.sequences, "memory": limits.memory}
-        inputs |= {name: value for name, value in settings.items() if value is not None}
-        items = {f"items:{task}": stage.parents["items"] for task, stage in samples.items()}
+        samples, scheduler = self.cell.samples, self.run.scheduler
+        seed, order = seed_for("noise", self.cell.name, number).generate_state(2).tolist()
+        recipe = NoiseRecipe(
+            samples=tuple(_samples_recipe(stage) for stage in samples.values()),
+            repetition=number,
+            order=order if number else None,
+            device="cuda" if scheduler.gpu else "cpu",
+            seed=seed if self.cell_recipe.temperature > 0 else None,
+            # Unlike an accuracy, noise depends on the engine's limits: others are measured anew.
+            sequences=scheduler.limits.sequences,
+            memory=scheduler.limits.memory,
+        )
+        items = {f"{ITEMS}{task}": stage.parents["items"] for task, stage in samples.items()}
         label = f"repetition {number + 1} of {self.cell.name}"
-        return Stage("noise", label, inputs, {"model": _model(self.cell), **items})
+        return Stage(recipe, label, {"model": self.cell.model, **items})
+
+    @property
+    def cell_recipe(self) -> SamplesRecipe:
+        """How the cell's answers are decoded; the same for all tasks but for their limits."""
+        return _samples_recipe(next(iter(self.cell.samples.values())))
 
     def make(self, view: View) -> Mapping[str, Any] | None:
         """Evaluate the repetitions that are not stored; the error that ended it, or None."""
-        missing = [s for s in self.stages if not self.run.store.has(s.kind, s.key)]
-        jobs = [self.run.job(stage) for stage in missing]
+        scheduler = self.run.scheduler
+        missing = [stage for stage in self.stages if not self.run.store.has(stage)]
+        jobs = [scheduler.job(stage) for stage in missing]
         view.begin(self.stages, jobs, workers=1)
-        self.run.make(jobs, view, stop=True)  # the same engine would fail again
-        return next((error for _, error in self.run.failures.values()), None)
+        scheduler.run(jobs, view, stop_at_failure=True)  # the same engine would fail again
+        return next((error for _, error in scheduler.failures.values()), None)
 
     def entry(self) -> dict[str, Any]:
         """The measurement, from the stored repetitions alone; fit for JSON."""
-        artefacts = [artefact(self.run.store, stage) for stage in self.stages]
+        artefacts = [self.run.store.load(stage) for stage in self.stages]
         frames = [pd.read_parquet(each.folder / SAMPLES) for each in artefacts]
         weights = {str(value) for frame in frames for value in frame["weights"].unique()}
         if len(weights) != 1:
@@ -90,9 +138,10 @@ class Noise:
                 f"{self.cell.name}: repetitions had the weights {sorted(weights)}; expected one "
                 "checkpoint"
             )
-        decoding = _decoding(self.cell)
+        recipe = self.cell_recipe
+        decoding = {"decodes": recipe.decodes, "temperature": recipe.temperature}
         correct, texts = _tables(frames, list(self.cell.samples))
-        sampled = decoding["temperature"] > 0
+        sampled = recipe.temperature > 0
         first = artefacts[0]
         return {
             "schema": SCHEMA,
@@ -142,19 +191,10 @@ def choose_cell(plan: Plan, store: Store, name: str | None = None) -> Cell:
 
 def _missing(cell: Cell, store: Store) -> list[Stage]:
     """What an evaluation of `cell` needs and the store does not hold."""
-    model = _model(cell)
+    model = cell.model
     needed = [model, *(s.parents["items"] for s in cell.samples.values())]
     needed += [model.parents["model"]] if "model" in model.parents else []
-    return [s for s in needed if s.kind not in EXTERNAL and not store.has(s.kind, s.key)]
-
-
-def _model(cell: Cell) -> Stage:
-    return next(iter(cell.samples.values())).parents["model"]
-
-
-def _decoding(cell: Cell) -> dict[str, Any]:
-    inputs = next(iter(cell.samples.values())).inputs
-    return {name: inputs[name] for name in ("decodes", "temperature")}
+    return [s for s in needed if not s.recipe.external and not store.has(s)]
 
 
 def _tables(

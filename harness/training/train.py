@@ -24,11 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.data.pool import Pool, collate
+from harness.experiment.config import TrainingRecipe
 from harness.experiment.progress import Progress, no_progress
 from harness.training.checkpoint import save
 from harness.training.determinism import isolated
 from harness.training.divergence import TrainingDiverged, Watch
-from harness.training.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,7 @@ class TrainLog:
 def train(
     model_dir: Path,
     subset: Pool,
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     seed: int | np.random.SeedSequence,
     out: Path,
     progress: Progress = no_progress,
@@ -129,7 +129,7 @@ def train(
     return log
 
 
-def check_subset(subset: Pool, recipe: Recipe) -> None:
+def check_subset(subset: Pool, recipe: TrainingRecipe) -> None:
     """ValueError unless every example has something to learn and fits the token limit."""
     if len(subset) == 0:
         raise ValueError("subset has 0 examples; expected at least one to train on")
@@ -149,7 +149,9 @@ def check_subset(subset: Pool, recipe: Recipe) -> None:
             )
 
 
-def example_order(subset: Pool, recipe: Recipe, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+def example_order(
+    subset: Pool, recipe: TrainingRecipe, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
     """Positions in training order over all epochs; each epoch is a fresh permutation.
 
     A tokens budget ends with the example that reaches it, so it is overshot by less than one
@@ -189,7 +191,7 @@ def _vocabulary(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def _load(model_dir: Path, recipe: Recipe) -> Any:
+def _load(model_dir: Path, recipe: TrainingRecipe) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -206,7 +208,7 @@ def _load(model_dir: Path, recipe: Recipe) -> Any:
     return model
 
 
-def adapted(model: Any, recipe: Recipe) -> Any:
+def adapted(model: Any, recipe: TrainingRecipe) -> Any:
     """The model with fresh LoRA adapters on every linear layer, the rest frozen."""
     try:
         from peft import LoraConfig, get_peft_model
@@ -229,7 +231,7 @@ def _trainer(
     model: Any,
     subset: Pool,
     order: npt.NDArray[np.int64],
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     out: Path,
     device: str,
     watch: Watch,
@@ -309,7 +311,7 @@ def _calling(step_end: StepEnd, rates: list[float]) -> Any:
     return Calling()
 
 
-def _arguments(recipe: Recipe, steps: int, out: Path, device: str) -> Any:
+def _arguments(recipe: TrainingRecipe, steps: int, out: Path, device: str) -> Any:
     from transformers import TrainingArguments
 
     warmup = math.ceil(recipe.warmup_ratio * steps)

@@ -8,11 +8,10 @@ and, where wanted, the moments of the linear layers, which are what influence tr
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.data.pool import Pool
+from harness.experiment.config import TrainingRecipe
 from harness.experiment.progress import Progress, no_progress
-from harness.selection.context import Warmup
-from harness.training.recipe import Recipe
+from harness.selection.requests import Trajectory
 from harness.training.train import TrainLog, adapted, train
 
 if TYPE_CHECKING:
@@ -36,39 +35,47 @@ HEAD = "trajectory.json"
 def train_trajectory(
     model_dir: Path,
     pool: Pool,
-    recipe: Recipe,
-    warmup: Warmup,
+    recipe: TrainingRecipe,
+    run: Trajectory,
     seed: int | np.random.SeedSequence,
     out: Path,
     progress: Progress = no_progress,
     *,
     device: str | None = None,
 ) -> TrainLog:
-    """Train on `warmup`'s part of the pool; leave `trajectory.json` and the checkpoints in `out`.
+    """Train on a part of the pool; leave `trajectory.json` and the checkpoints in `out`.
 
     Errors are those of `train`.
     """
-    if warmup.epochs is not None:
-        recipe = replace(recipe, budget="examples", epochs=warmup.epochs, steps=None, tokens=None)
+    if run.epochs is not None:
+        budget = {"budget": "examples", "epochs": run.epochs, "steps": None, "tokens": None}
+        recipe = TrainingRecipe(**{**recipe.model_dump(), **budget})
     out.mkdir(parents=True, exist_ok=True)
-    recorder = _Recorder(out, warmup)
-    examples = warmup_examples(pool, warmup)
-    run = out / "run"
+    recorder = _Recorder(out, run)
+    examples = trajectory_examples(pool, run)
+    scratch = out / "run"
     log = train(
-        model_dir, examples, recipe, seed, run, progress, device=device, step_end=recorder.step_end
+        model_dir,
+        examples,
+        recipe,
+        seed,
+        scratch,
+        progress,
+        device=device,
+        step_end=recorder.step_end,
     )
-    shutil.rmtree(run)  # the last checkpoint holds the same weights
-    head = {"recipe": dataclasses.asdict(recipe), "checkpoints": recorder.entries}
+    shutil.rmtree(scratch)  # the last checkpoint holds the same weights
+    head = {"recipe": recipe.model_dump(), "checkpoints": recorder.entries}
     (out / HEAD).write_text(json.dumps(head, indent=1) + "\n", encoding="utf-8")
     return log
 
 
-def warmup_examples(pool: Pool, warmup: Warmup) -> Pool:
+def trajectory_examples(pool: Pool, run: Trajectory) -> Pool:
     """The examples that are trained on, in pool order."""
-    size = min(len(pool), max(warmup.minimum, round(warmup.share * len(pool))))
+    size = min(len(pool), max(run.minimum, round(run.share * len(pool))))
     if size == len(pool):
         return pool
-    chosen = np.random.default_rng([warmup.seed, 102]).choice(len(pool), size, replace=False)
+    chosen = np.random.default_rng([run.seed, 102]).choice(len(pool), size, replace=False)
     return pool.take(np.sort(chosen))
 
 
@@ -85,7 +92,7 @@ class _Recorder:
     """Writes the checkpoints of a run while it goes on."""
 
     out: Path
-    warmup: Warmup
+    run: Trajectory
     entries: list[dict[str, Any]] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
 
@@ -94,11 +101,11 @@ class _Recorder:
         from safetensors.torch import save_file
 
         self.rates.append(rate)
-        if step not in kept_steps(steps, self.warmup.checkpoints):
+        if step not in kept_steps(steps, self.run.checkpoints):
             return
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         tensors = {f"weight/{name}": parameter.detach() for name, parameter in trained.items()}
-        if self.warmup.moments:
+        if self.run.moments:
             for name in _in_linear_layers(model) & trained.keys():
                 state = optimizer.state[trained[name]]
                 tensors[f"first/{name}"] = state["exp_avg"]
@@ -140,7 +147,7 @@ def load_trajectory(folder: Path, base: Callable[[], Any]) -> tuple[Checkpoint, 
     from harness.influence import Checkpoint
 
     head: dict[str, Any] = json.loads((folder / HEAD).read_text(encoding="utf-8"))
-    recipe = Recipe(**head["recipe"])
+    recipe = TrainingRecipe(**head["recipe"])
     return tuple(
         Checkpoint(
             step=entry["step"],
@@ -152,7 +159,7 @@ def load_trajectory(folder: Path, base: Callable[[], Any]) -> tuple[Checkpoint, 
     )
 
 
-def _model(file: Path, base: Callable[[], Any], recipe: Recipe) -> Any:
+def _model(file: Path, base: Callable[[], Any], recipe: TrainingRecipe) -> Any:
     """The base with the weights of one checkpoint; with LoRA, adapters beside frozen weights."""
     import torch
 
@@ -176,7 +183,7 @@ def _moments(file: Path, entry: dict[str, Any]) -> Moments:
 
     first, second = _part(file, "first"), _part(file, "second")
     if not first:
-        raise ValueError(f"{file} holds no moments; expected a run with warmup moments = true")
+        raise ValueError(f"{file} holds no moments; expected a run with moments = true")
     return Moments(first, second, entry["step"], tuple(entry["betas"]), entry["eps"])
 
 

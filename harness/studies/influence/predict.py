@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +14,10 @@ import numpy.typing as npt
 import harness.influence
 import harness.studies.speed
 from harness.data.pool import Pool
-from harness.experiment.progress import Progress
-from harness.experiment.stage import Stage
+from harness.experiment.stage import Recipe, Stage
 from harness.experiment.store import Store, file_digest
 from harness.influence.options import CHOICES, CurvatureOptions
-from harness.running.builders import device
-from harness.running.signals import load_model, model_folder
+from harness.running.workspace import Workspace
 from harness.studies.influence.exact import exact_scores
 from harness.studies.influence.protocol import Stages
 
@@ -69,101 +66,101 @@ def options_of(method: str) -> CurvatureOptions:
 
 def stage_of(method: str, stages: Stages) -> Stage:
     """The stage that scores the pool by `method`; a change of the engine's code makes a new one."""
-    options = dataclasses.asdict(options_of(method))
+    options = options_of(method)
     name = method.partition(",")[0]
     route = name if name in (TRACIN, COSINE, PEER, EXACT) else "curvature"
-    inputs: dict[str, Any] = {"route": route, "options": options}
+    package = None
     parents = {"model": stages.reference, "pool": stages.pool, "queryset": stages.queryset}
     if method == PEER:
         from importlib.metadata import version
 
-        inputs["package"] = f"kronfluence {version('kronfluence')}"
-        inputs["code"] = {"kronfluence_.py": file_digest(SPEED / "kronfluence_.py")}
+        package = f"kronfluence {version('kronfluence')}"
+        code = [SPEED / "kronfluence_.py"]
     else:
-        inputs["code"] = {
-            path.relative_to(ENGINE).as_posix(): file_digest(path)
-            for path in sorted(ENGINE.rglob("*.py"))
-        }
+        code = sorted(ENGINE.rglob("*.py"))
     if route == EXACT:
-        inputs["code"]["exact.py"] = file_digest(Path(__file__).with_name("exact.py"))
+        code.append(Path(__file__).with_name("exact.py"))
     if method == TRACIN:
         parents |= {"trajectory": stages.trajectory, "base": stages.base}
-    return Stage("prediction", f"influence by {method}", inputs, parents)
+    recipe = PredictionRecipe(route, options, tuple(map(file_digest, code)), package)
+    return Stage(recipe, f"influence by {method}", parents)
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """Makes one stage of kind "prediction"."""
+class PredictionRecipe(Recipe):
+    """Influence of every example on every query; `code`: hashes of the files that compute it."""
 
-    stage: Stage
-    store: Store
-    progress: Progress
+    kind = "prediction"
+    builder = "harness.studies.influence.predict:build"
+    seconds = 20.0
+    route: str
+    options: CurvatureOptions
+    code: tuple[str, ...]
+    package: str | None = None
 
-    def build(self, work: Path) -> dict[str, Any]:
-        """Write one row per example and one column per query, and self-influence; say how long."""
-        import pandas as pd
 
-        parents = self.stage.parents
-        pool = Pool.load(model_folder(parents["pool"], self.store))
-        queries = Pool.load(model_folder(parents["queryset"], self.store))
-        model = load_model(model_folder(parents["model"], self.store), device())
-        started = time.perf_counter()
-        found, own = self._scores(model, pool, queries)
-        seconds = time.perf_counter() - started
-        if found.shape != (len(pool), len(queries)) or not np.isfinite(found).all():
-            raise ValueError(f"{self.stage.label}: expected finite scores [pool, queries]")
-        table = pd.DataFrame(found, columns=list(queries.ids))
-        table.insert(0, "id", list(pool.ids))
-        if own is not None:
-            table[SELF] = own
-        table.to_parquet(work / SCORES, index=False)
-        return {"seconds": seconds}
+def build(recipe: PredictionRecipe, work: Workspace) -> dict[str, Any]:
+    """Write one row per example and one column per query, and self-influence; say how long."""
+    import pandas as pd
 
-    def _scores(self, model: nn.Module, pool: Pool, queries: Pool) -> tuple[Floats, Floats | None]:
-        from harness.influence import fit, per_query_scores, self_influence
+    pool, queries, model = work.pool(), work.pool("queryset"), work.model()
+    started = time.perf_counter()
+    scores, own = _scores(recipe, work, model, pool, queries)
+    seconds = time.perf_counter() - started
+    if scores.shape != (len(pool), len(queries)) or not np.isfinite(scores).all():
+        raise ValueError(f"{work.stage.label}: expected finite scores [pool, queries]")
+    table = pd.DataFrame(scores, columns=list(queries.ids))
+    table.insert(0, "id", list(pool.ids))
+    if own is not None:
+        table[SELF] = own
+    table.to_parquet(work.folder / SCORES, index=False)
+    return {"seconds": seconds}
 
-        route = self.stage.inputs["route"]
-        options = CurvatureOptions(**self.stage.inputs["options"])
-        if route == PEER:
-            from harness.studies.speed.kronfluence_ import per_query_scores as by_kronfluence
 
-            found = by_kronfluence(model, pool, queries, damping=options.damping)
-            return found, None
-        if route == EXACT:
-            return exact_scores(model, pool, queries, options), None
-        if route == TRACIN:
-            return self._tracin(pool, queries, options), None
-        curvature = fit(model, pool, options, progress=self.progress)
-        found = per_query_scores(model, curvature, pool, queries, progress=self.progress)
-        own = None
-        if route == COSINE or options.kind in SELF_INFLUENCE:
-            own = self_influence(model, curvature, pool, progress=self.progress)
-        if route == COSINE:
-            # Up to the length of a query's gradient, which orders nothing within a query.
-            assert own is not None
-            return found / np.sqrt(own)[:, None], None
-        return found, own
+def _scores(
+    recipe: PredictionRecipe, work: Workspace, model: nn.Module, pool: Pool, queries: Pool
+) -> tuple[Floats, Floats | None]:
+    from harness.influence import fit, per_query_scores, self_influence
 
-    def _tracin(self, pool: Pool, queries: Pool, options: CurvatureOptions) -> Floats:
-        """sum_i eta_i <g_d, q> over the checkpoints on the way to the reference model."""
-        from harness.influence import fit, per_query_scores
-        from harness.training.trajectory import load_trajectory
+    route, options = recipe.route, recipe.options
+    if route == PEER:
+        from harness.studies.speed.kronfluence_ import per_query_scores as by_kronfluence
 
-        base = model_folder(self.stage.parents["base"], self.store)
-        folder = self.store.folder("trajectory", self.stage.parents["trajectory"].key)
-        total = np.zeros((len(pool), len(queries)))
-        for checkpoint in load_trajectory(folder, lambda: load_model(base, device())):
-            model = checkpoint.model()
-            curvature = fit(model, pool, options)
-            total += checkpoint.rate * per_query_scores(model, curvature, pool, queries)
-        return total
+        return by_kronfluence(model, pool, queries, damping=options.damping), None
+    if route == EXACT:
+        return exact_scores(model, pool, queries, options), None
+    if route == TRACIN:
+        return _tracin(work, pool, queries, options), None
+    curvature = fit(model, pool, options, progress=work.progress)
+    scores = per_query_scores(model, curvature, pool, queries, progress=work.progress)
+    own = None
+    if route == COSINE or options.kind in SELF_INFLUENCE:
+        own = self_influence(model, curvature, pool, progress=work.progress)
+    if route == COSINE:
+        # Up to the length of a query's gradient, which orders nothing within a query.
+        assert own is not None
+        return scores / np.sqrt(own)[:, None], None
+    return scores, own
+
+
+def _tracin(work: Workspace, pool: Pool, queries: Pool, options: CurvatureOptions) -> Floats:
+    """sum_i eta_i <g_d, q> over the checkpoints on the way to the reference model."""
+    from harness.influence import fit, per_query_scores
+    from harness.training.trajectory import load_trajectory
+
+    total = np.zeros((len(pool), len(queries)))
+    for checkpoint in load_trajectory(work.parent("trajectory"), lambda: work.model("base")):
+        model = checkpoint.model()
+        curvature = fit(model, pool, options)
+        total += checkpoint.rate * per_query_scores(model, curvature, pool, queries)
+    return total
 
 
 def read(stage: Stage, store: Store, pool: Pool, queries: Pool) -> tuple[Floats, Floats | None]:
     """Stored scores [n, q] in the order of `pool` and `queries`, and self-influence [n] if any."""
     import pandas as pd
 
-    table = pd.read_parquet(store.folder(stage.kind, stage.key) / SCORES).set_index("id")
+    table = pd.read_parquet(store.folder(stage) / SCORES).set_index("id")
     found = table.loc[list(pool.ids), list(queries.ids)].to_numpy(np.float64)
     own = table.loc[list(pool.ids), SELF].to_numpy(np.float64) if SELF in table else None
     return found, own

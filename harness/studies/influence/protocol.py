@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.data import testbed
-from harness.experiment.config import PoolConfig, QueryConfig
-from harness.experiment.stage import Stage
-from harness.training.recipe import Recipe
+from harness.experiment.config import PoolConfig, QueryConfig, TrainingRecipe
+from harness.experiment.stage import Recipe, Stage, plain
+from harness.running.recipes import (
+    BaseModelRecipe,
+    CheckpointRecipe,
+    ControlRecipe,
+    PoolRecipe,
+    QuerySetRecipe,
+    TokenizerRecipe,
+    TrajectoryRecipe,
+)
+from harness.selection.requests import Trajectory
 
 Positions = npt.NDArray[np.int64]
 
@@ -35,8 +44,8 @@ class Protocol:
     pool_seed: int = 1
     queries: int = 64
     query_seed: int = 1
-    recipe: Recipe = field(
-        default_factory=lambda: Recipe(
+    recipe: TrainingRecipe = field(
+        default_factory=lambda: TrainingRecipe(
             learning_rate=1e-3, max_tokens=128, budget="steps", steps=40, batch_size=32
         )
     )
@@ -84,9 +93,19 @@ class Protocol:
 
     def as_dict(self) -> dict[str, Any]:
         """As `protocol.toml` holds it; settings that are None are left out."""
-        found = dataclasses.asdict(self)
-        found["recipe"] = _without_none(found["recipe"])
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True)
+class RetrainingRecipe(Recipe):
+    """The base fine-tuned on the examples `keep`, and what it makes of the queries."""
+
+    kind = "retraining"
+    builder = "harness.studies.influence.retrain:build"
+    seconds = 8.0
+    train: TrainingRecipe
+    seed: int
+    keep: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -104,32 +123,32 @@ class Stages:
     @classmethod
     def of(cls, protocol: Protocol) -> Stages:
         """The stages of `protocol`."""
-        tokenizer = Stage("tokenizer", "tokenizer", {"testbed": "chain"})
-        spec = {**dataclasses.asdict(testbed.BASES[protocol.base]), "seed": 0}
-        base = Stage("base", "base model", {"spec": spec}, {"tokenizer": tokenizer})
-        own = PoolConfig(
+        tokenizer = Stage(TokenizerRecipe(), "tokenizer")
+        parents = {"tokenizer": tokenizer}
+        spec = replace(testbed.BASES[protocol.base], seed=0)
+        base = Stage(BaseModelRecipe(spec), "base model", parents)
+        pool_config = PoolConfig(
             dataset="testbed:chain",
             size=protocol.pool_size,
             errors=protocol.errors,  # type: ignore[arg-type]
             seed=protocol.pool_seed,
         )
-        asked = QueryConfig(
+        query_config = QueryConfig(
             dataset="testbed:queries", size=protocol.queries, seed=protocol.query_seed
         )
-        pool = Stage("pool", "pool", _data(own, protocol), {"tokenizer": tokenizer})
-        queryset = Stage("queryset", "query set", _data(asked, protocol), {"tokenizer": tokenizer})
-        everything = Stage(
-            "subset", "the whole pool", {"control": "full", "fraction": 1.0}, {"pool": pool}
+        max_tokens = protocol.recipe.max_tokens
+        pool = Stage(PoolRecipe(pool_config, max_tokens), "pool", parents)
+        queryset = Stage(QuerySetRecipe(query_config, max_tokens), "query set", parents)
+        everything = Stage(ControlRecipe("full", 1.0), "the whole pool", {"pool": pool})
+        reference = Stage(
+            CheckpointRecipe(protocol.recipe, protocol.reference_seed),
+            "reference model",
+            {"subset": everything, "model": base, "pool": pool},
         )
-        recipe = _without_none(dataclasses.asdict(protocol.recipe))
-        inputs = {"recipe": recipe, "seed": protocol.reference_seed}
-        parents = {"subset": everything, "model": base, "pool": pool}
-        reference = Stage("checkpoint", "reference model", inputs, parents)
-        warmup = {"share": 1.0, "checkpoints": 4, "epochs": None, "moments": True}
+        run = Trajectory(checkpoints=4, moments=True)
         trajectory = Stage(
-            "trajectory",
+            TrajectoryRecipe(protocol.recipe, run, protocol.reference_seed),
             "checkpoints on the way to the reference model",
-            {**inputs, "warmup": {**warmup, "minimum": 1, "seed": 0}},
             {"model": base, "pool": pool},
         )
         return cls(tokenizer, base, pool, queryset, everything, reference, trajectory)
@@ -148,20 +167,6 @@ class Stages:
 
     def retraining(self, protocol: Protocol, keep: list[str], seed: int, label: str) -> Stage:
         """The base fine-tuned on the examples called `keep`, and what it makes of the queries."""
-        inputs = {
-            "recipe": _without_none(dataclasses.asdict(protocol.recipe)),
-            "seed": seed,
-            "keep": keep,
-        }
+        recipe = RetrainingRecipe(protocol.recipe, seed, tuple(keep))
         parents = {"model": self.base, "pool": self.pool, "queryset": self.queryset}
-        return Stage("retraining", f"{label}, seed {seed}", inputs, parents)
-
-
-def _data(config: PoolConfig | QueryConfig, protocol: Protocol) -> dict[str, Any]:
-    """Inputs of a data stage, as an experiment writes them."""
-    values = config.model_dump(exclude={"dataset"}, exclude_none=True)
-    return {"testbed": config.testbed, **values, "max_tokens": protocol.recipe.max_tokens}
-
-
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+        return Stage(recipe, f"{label}, seed {seed}", parents)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.data.pool import Pool
-from harness.experiment.progress import Progress
 from harness.experiment.stage import Stage
 from harness.experiment.store import Store
-from harness.running.builders import device, seed_for
-from harness.running.signals import load_model, model_folder
+from harness.running.workspace import Workspace, device, load_model, seed_for
+from harness.studies.influence.protocol import RetrainingRecipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,40 +20,23 @@ if TYPE_CHECKING:
 OUTCOMES = "outcomes.parquet"
 
 
-@dataclass(frozen=True)
-class Retraining:
-    """Makes one stage of kind "retraining"."""
+def build(recipe: RetrainingRecipe, work: Workspace) -> dict[str, Any]:
+    """Write the log-probability of every query's reference response; the weights are dropped.
 
-    stage: Stage
-    store: Store
-    progress: Progress
+    Retrainings with the same seed see their examples in the same order of positions.
+    """
+    import pandas as pd
 
-    def build(self, work: Path) -> dict[str, Any]:
-        """Write the log-probability of every query's reference response; the weights are dropped.
+    from harness.training.train import train
 
-        Retrainings with the same seed see their examples in the same order of positions.
-        """
-        import pandas as pd
-
-        from harness.training.recipe import Recipe
-        from harness.training.train import train
-
-        inputs, parents = self.stage.inputs, self.stage.parents
-        pool = Pool.load(model_folder(parents["pool"], self.store)).take_ids(inputs["keep"])
-        queries = Pool.load(model_folder(parents["queryset"], self.store))
-        recipe = Recipe(**inputs["recipe"])
-        seed = seed_for("retrain", inputs["seed"])
-        folder = work / "model"
-        where = device()
-        log = train(
-            model_folder(parents["model"], self.store), pool, recipe, seed, folder, self.progress,
-            device=where,
-        )  # fmt: skip
-        found = log_probabilities(load_model(folder, where), queries)
-        shutil.rmtree(folder)
-        table = pd.DataFrame({"id": list(queries.ids), "log_probability": found})
-        table.to_parquet(work / OUTCOMES, index=False)
-        return {"examples": len(pool), "steps": log.steps, "final_loss": log.final_loss}
+    pool, queries = work.pool().take_ids(recipe.keep), work.pool("queryset")
+    seed, folder, where = seed_for("retrain", recipe.seed), work.folder / "model", device()
+    log = train(work.parent("model"), pool, recipe.train, seed, folder, work.progress, device=where)
+    values = log_probabilities(load_model(folder, where), queries)
+    shutil.rmtree(folder)
+    table = pd.DataFrame({"id": list(queries.ids), "log_probability": values})
+    table.to_parquet(work.folder / OUTCOMES, index=False)
+    return {"examples": len(pool), "steps": log.steps, "final_loss": log.final_loss}
 
 
 def log_probabilities(model: nn.Module, queries: Pool) -> npt.NDArray[np.float64]:
@@ -78,7 +58,7 @@ def outcomes(stage: Stage, store: Store, ids: tuple[str, ...]) -> npt.NDArray[np
     """The stored log-probabilities of a retraining, for the queries `ids`, [q]."""
     import pandas as pd
 
-    table = pd.read_parquet(store.folder(stage.kind, stage.key) / OUTCOMES)
+    table = pd.read_parquet(store.folder(stage) / OUTCOMES)
     if tuple(table["id"]) != ids:
         raise ValueError(f"{stage.label}: queries {list(table['id'])[:3]}...; expected {ids[:3]}")
     values: npt.NDArray[np.float64] = table["log_probability"].to_numpy(np.float64)

@@ -18,11 +18,13 @@ from harness.data.pool import Pool
 from harness.experiment.records import provenance, write_atomic
 from harness.experiment.stage import Stage
 from harness.experiment.store import Store
-from harness.running.builders import HIDDEN, device
+from harness.running.builders import HIDDEN
+from harness.running.display import LiveView
+from harness.running.schedule import Scheduler
+from harness.running.workspace import device
 from harness.studies.influence import brittle, metrics, predict, retrain
 from harness.studies.influence.predict import options_of
 from harness.studies.influence.protocol import Protocol, Stages
-from harness.studies.influence.work import complete
 
 SLOW = ("ekfac+cg",)
 RANDOM, SHUFFLED = "random", "shuffled"
@@ -59,12 +61,12 @@ class Study:
     @cached_property
     def pool(self) -> Pool:
         """The pool, once it is made."""
-        return Pool.load(self.store.folder("pool", self.stages.pool.key))
+        return Pool.load(self.store.folder(self.stages.pool))
 
     @cached_property
     def queries(self) -> Pool:
         """The query set, once it is made."""
-        return Pool.load(self.store.folder("queryset", self.stages.queryset.key))
+        return Pool.load(self.store.folder(self.stages.queryset))
 
     def run(self, folder: Path) -> None:
         """Make what the store lacks and write the results into `folder`."""
@@ -87,7 +89,27 @@ class Study:
         return HEAD + tomli_w.dumps(self.protocol.as_dict())
 
     def _complete(self, stages: list[Stage], title: str) -> None:
-        complete(stages, self.store, self.workers, self.origin, title, self.console)
+        """Build every stage that the store lacks, in the order given.
+
+        RuntimeError names a stage that failed. What is finished stays, so that the next call
+        continues.
+        """
+        unique = list({stage.key: stage for stage in stages}.values())
+        missing = [stage for stage in unique if not self.store.has(stage)]
+        if not missing:
+            return
+        scheduler = Scheduler(self.store, self.workers, provenance=self.origin)
+        view = LiveView(self.console, title, counts_jobs=True)
+        jobs = [scheduler.job(stage) for stage in missing]
+        try:
+            view.begin(unique, jobs, self.workers)
+            scheduler.run(jobs, view, stop_at_failure=True)
+        finally:
+            view.end()
+        for stage, error in scheduler.failures.values():
+            log = self.store.log(stage)
+            where = "" if log is None else f"; its output is in {log}"
+            raise RuntimeError(f"{stage.label}: {error['message']}{where}")
 
     def _prediction(self, method: str) -> Stage:
         return predict.stage_of(method, self.stages)
@@ -204,7 +226,7 @@ class Study:
         self, influence: Mapping[str, predict.Floats], own: Mapping[str, predict.Floats]
     ) -> pd.DataFrame:
         """Planted class, mean influence over the queries and self-influence of every example."""
-        hidden = pd.read_parquet(self.store.folder("pool", self.stages.pool.key) / HIDDEN)
+        hidden = pd.read_parquet(self.store.folder(self.stages.pool) / HIDDEN)
         table = hidden.set_index("id").loc[list(self.pool.ids), ["quality"]].reset_index()
         for name, values in influence.items():
             table[name] = values.mean(axis=1)
@@ -215,13 +237,13 @@ class Study:
 
     def _facts(self, scored: Mapping[str, Stage]) -> dict[str, Any]:
         """Where the numbers come from and what the scoring cost."""
-        made = {name: self.store.get(stage.kind, stage.key) for name, stage in scored.items()}
+        made = {name: self.store.get(stage) for name, stage in scored.items()}
         seconds, origins = {}, {}
         for name, artefact in made.items():
             assert artefact is not None
             seconds[name] = artefact.info["seconds"]
             origins[name] = artefact.meta["provenance"]
-        first = self.store.get("checkpoint", self.stages.reference.key)
+        first = self.store.get(self.stages.reference)
         assert first is not None
         return {
             "study": "influence",
