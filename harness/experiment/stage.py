@@ -46,7 +46,7 @@ class Recipe:
     """First guess of the time to build one, replaced by what a run measures."""
 
     @property
-    def threads(self) -> int:
+    def worker_threads(self) -> int:
         """Threads that building one may use; part of the recipe where that changes the bytes."""
         return 1
 

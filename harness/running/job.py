@@ -107,7 +107,7 @@ def _build_all(job: Job, store: Store, report: Report) -> None:
             build_samples(job.stages, store, provenance, engines)
             return
     for stage in job.stages:
-        torch.set_num_threads(stage.recipe.threads)
+        torch.set_num_threads(stage.recipe.worker_threads)
         build(stage, store, provenance, reporting(report), engines)
 
 

@@ -99,7 +99,7 @@ def make(experiment: Experiment, file: Path, task_data: Path | None = None) -> P
     ]
     fractions = {arm.name: arm.fractions or experiment.grid.fractions for arm in experiment.arm}
     fractions[MAIN] = experiment.grid.fractions
-    answered = {arm.name: arm.answered_queries() for arm in arms if experiment.query is not None}
+    answered = {arm.name: arm.answered_queries for arm in arms if experiment.query is not None}
     checks = [shared.check, *(arm.check for arm in arms)]
     return Plan(
         experiment=experiment,

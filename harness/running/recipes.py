@@ -43,7 +43,7 @@ class BaseModelRecipe(Recipe):
     spec: BaseSpec
 
     @property
-    def threads(self) -> int:
+    def worker_threads(self) -> int:
         """Threads of the pre-training."""
         return self.spec.threads
 
@@ -262,7 +262,7 @@ class TrajectoryRecipe(Recipe):
     seed: int
 
     @property
-    def threads(self) -> int:
+    def worker_threads(self) -> int:
         """Threads of the training."""
         return self.train.threads
 
@@ -332,7 +332,7 @@ class CheckpointRecipe(Recipe):
     seed: int
 
     @property
-    def threads(self) -> int:
+    def worker_threads(self) -> int:
         """Threads of the training."""
         return self.train.threads
 

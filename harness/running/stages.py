@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from harness.experiment.config import (
     Row,
     locate,
 )
-from harness.experiment.stage import Recipe, Stage
-from harness.experiment.store import tree_digest
+from harness.experiment.stage import Recipe, Stage, plain
+from harness.experiment.store import digest, tree_digest
 from harness.running import overlap
 from harness.running.recipes import (
     AnswersRecipe,
@@ -79,7 +80,7 @@ class SharedStages:
         self.engine = EngineChoice(name, engine_version(name), batch_invariant)
         self.base, self.tokenizer = self._model()
         self.items = {task: self._items(task) for task in experiment.evaluate.tasks}
-        self.queryset, self.check = self._queryset()
+        self.queryset, self.check = self._checked_queries()
 
     def _model(self) -> tuple[Stage, Stage]:
         model = self.experiment.model
@@ -117,7 +118,7 @@ class SharedStages:
         path = locate(config.dataset, self.file)
         return Stage(recipe(config, max_tokens, tree_digest(path)), label, parents, path.resolve())
 
-    def _queryset(self) -> tuple[Stage | None, overlap.Check | None]:
+    def _checked_queries(self) -> tuple[Stage | None, overlap.Check | None]:
         """The query set as it is used, and its comparison with the tasks."""
         query = self.experiment.query
         if query is None:
@@ -217,9 +218,8 @@ class ArmStages:
         self.name = arm.name
         self.rows = {row.row: row for row in rows}
         config = PoolConfig.model_validate({**self.experiment.pool.model_dump(), **arm.pool})
-        pool = shared.data(
-            PoolRecipe, config, f"pool{'' if arm.name == MAIN else f' of {arm.name}'}"
-        )
+        label = "pool" if arm.name == MAIN else f"pool of {arm.name}"
+        pool = shared.data(PoolRecipe, config, label)
         others = dict(shared.item_roles)
         if shared.queryset is not None:
             others["queryset"] = shared.queryset
@@ -234,7 +234,11 @@ class ArmStages:
             for row in rows
             if row.selector is not None
         }
+        names = {row.selector for row in rows if row.selector is not None}
+        self.code = {name: plugins.code_hash(name) for name in names}
         self._open: list[str] = []
+        self._results: dict[rq.Request[Any], Stage] = {}
+        self._scores: dict[str, Stage] = {}
 
     def _label(self, what: str, row: str) -> str:
         return f"{what} of {'' if self.name == MAIN else f'{self.name}:'}{row}"
@@ -245,21 +249,22 @@ class ArmStages:
         parents = {"subset": subset, "model": self.shared.base, "pool": self.pool}
         return Stage(recipe, self._label("checkpoint", cell), parents)
 
+    @cached_property
     def reference(self) -> Stage:
         """The base fine-tuned on the whole pool with the first seed: row `full`'s own."""
         seed = self.experiment.grid.seeds[0]
         return self.checkpoint(self.subset("full", 1.0, seed), seed, f"full@1#{seed}")
 
-    def answered_queries(self) -> dict[str, Stage]:
+    @cached_property
+    def answered_queries(self) -> Mapping[str, Stage]:
         """The query set and its answers before and after fine-tuning."""
-        queryset, reference = self._queryset(), self.reference()
         return {
-            "queryset": queryset,
+            "queryset": self._queryset,
             "before": self.shared.answers(self.shared.base, "before"),
-            "after": self.shared.answers(reference, f"after ({self.name})"),
-            "reference": reference,
+            "after": self.shared.answers(self.reference, f"after ({self.name})"),
         }
 
+    @property
     def _queryset(self) -> Stage:
         if self.shared.queryset is None:
             raise ValueError(
@@ -297,7 +302,7 @@ class ArmStages:
         values: dict[str, Any] = {
             "selector": name,
             "params": self.rows[row].params,
-            "code": plugins.code_hash(name),
+            "code": self.code[name],
             "seed": seed if stochastic else None,
             "row": row if stochastic else None,
         }
@@ -312,66 +317,66 @@ class ArmStages:
         if not isinstance(selector, ScoreSelector):
             return Stage(SetRecipe(**values, fraction=fraction), label, parents)
         scores = Stage(ScoresRecipe(**values), self._label("scores", f"{row}{suffix}"), parents)
+        # The same object for all fractions and seeds, so that its key is computed once.
+        scores = self._scores.setdefault(scores.label, scores)
         return Stage(TopRecipe(fraction), label, {"pool": self.pool, "scores": scores})
 
     def _requested(
         self, request: rq.Request[Any], fraction: float, seed: int
     ) -> Mapping[str, Stage]:
-        """The stage behind a request, by the role that `role_of` gives it."""
+        """The stages behind a request, by the roles that `role_of` gives them."""
+        if isinstance(request, rq.QueryAnswers):
+            return self.answered_queries
+        if isinstance(request, rq.ChosenBy):
+            if request.row not in self.rows:
+                raise ValueError(
+                    f"{self.shared.file}: a selector asks for the subset of row {request.row!r}; "
+                    f"expected one of {list(self.rows)}"
+                )
+            return {role_of(request): self.subset(request.row, fraction, seed)}
+        if request not in self._results:
+            self._results[request] = self._result(request)
+        return {role_of(request): self._results[request]}
+
+    def _result(self, request: rq.Request[Any]) -> Stage:
+        base, pool = self.shared.base, self.pool
         match request:
             case rq.BaseModel():
-                stage = self.shared.base
+                return base
             case rq.ReferenceModel():
-                stage = self.reference()
+                return self.reference
             case rq.Tokenizer():
-                stage = self.shared.tokenizer
+                return self.shared.tokenizer
             case rq.QuerySet():
-                stage = self._queryset()
-            case rq.QueryAnswers():
-                answered = self.answered_queries()
-                return {role: answered[role] for role in ("queryset", "before", "after")}
+                return self._queryset
             case rq.Features(of):
-                data = self.pool if of == "pool" else self._queryset()
-                parents = {"model": self.shared.base, "data": data}
-                stage = Stage(FeaturesRecipe(), self._label("features", of), parents)
+                parents = {"model": base, "data": pool if of == "pool" else self._queryset}
+                return Stage(FeaturesRecipe(), self._label("features", of), parents)
             case rq.Decodes(k, temperature):
                 recipe = DecodesRecipe(k, temperature, self.shared.engine)
-                parents = {"model": self.shared.base, "pool": self.pool}
-                stage = Stage(recipe, self._label("decodes", "the pool"), parents)
+                label = self._label("decodes", "the pool")
+                return Stage(recipe, label, {"model": base, "pool": pool})
             case rq.FittedCurvature(options):
-                stage = self._curvature(options)
-            case rq.InfluenceTable():
-                stage = self._influence(request)
+                parents = {"pool": pool, "reference": self.reference}
+                label = self._label("curvature", options.kind)
+                return Stage(CurvatureRecipe(options), label, parents)
+            case rq.InfluenceTable(curvature):
+                query = self.experiment.query
+                rule = query.rule if query is not None and query.decodes > 1 else "majority"
+                parents = {"pool": pool, "reference": self.reference, **self.answered_queries}
+                fitted = rq.FittedCurvature(curvature)
+                parents["curvature"] = self._requested(fitted, 1.0, 0)[role_of(fitted)]
+                label = self._label("influence", curvature.kind)
+                return Stage(InfluenceRecipe(request, rule), label, parents)
             case rq.Trajectory():
-                train, first = self.experiment.train, self.experiment.grid.seeds[0]
-                parents = {"model": self.shared.base, "pool": self.pool}
+                first = self.experiment.grid.seeds[0]
                 label = self._label("trajectory", f"{request.checkpoints} checkpoints")
-                stage = Stage(TrajectoryRecipe(train, request, first), label, parents)
-            case rq.ChosenBy(row):
-                if row not in self.rows:
-                    raise ValueError(
-                        f"{self.shared.file}: a selector asks for the subset of row {row!r}; "
-                        f"expected one of {list(self.rows)}"
-                    )
-                stage = self.subset(row, fraction, seed)
-            case _:
-                raise ValueError(
-                    f"{self.shared.file}: unknown request {request!r}; "
-                    "expected one of harness.selection.requests"
-                )
-        return {role_of(request): stage}
-
-    def _curvature(self, options: Any) -> Stage:
-        parents = {"pool": self.pool, "reference": self.reference()}
-        return Stage(CurvatureRecipe(options), self._label("curvature", options.kind), parents)
-
-    def _influence(self, request: rq.InfluenceTable) -> Stage:
-        query = self.experiment.query
-        rule = query.rule if query is not None and query.decodes > 1 else "majority"
-        parents = {"pool": self.pool, **self.answered_queries()}
-        parents["curvature"] = self._curvature(request.curvature)
-        label = self._label("influence", request.curvature.kind)
-        return Stage(InfluenceRecipe(request, rule), label, parents)
+                run = TrajectoryRecipe(self.experiment.train, request, first)
+                return Stage(run, label, {"model": base, "pool": pool})
+        raise ValueError(
+            f"{self.shared.file}: unknown request {request!r}; "
+            "expected one of harness.selection.requests"
+        )
 
 
 def role_of(request: rq.Request[Any]) -> str:
@@ -389,12 +394,5 @@ def role_of(request: rq.Request[Any]) -> str:
             return f"row:{row}"
         case rq.Features(of):
             return f"features:{of}"
-    return f"{type(request).__name__}:{_short_digest(request)}"
-
-
-def _short_digest(request: rq.Request[Any]) -> str:
-    """Tells apart several requests of one class by the same selector."""
-    from harness.experiment.stage import plain
-    from harness.experiment.store import digest
-
-    return digest(plain(request))[:8]
+    # A selector may have several requests of one class.
+    return f"{type(request).__name__}:{digest(plain(request))[:8]}"
