@@ -209,6 +209,10 @@ class TrainingRecipe(Model):
             )
         return self
 
+    def changed(self, **values: Any) -> TrainingRecipe:
+        """The recipe with other values, checked like any."""
+        return TrainingRecipe(**{**self.model_dump(), **values})
+
 
 class EvaluateConfig(Model):
     """What is measured, and how answers are decoded.

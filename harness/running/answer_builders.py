@@ -172,18 +172,15 @@ def _graded(
     completions: Sequence[Sequence[Completion]], pool: Pool, stage: Stage
 ) -> list[list[bool]]:
     """Whether each completion is right; where there is no reference answer, it is wrong."""
-    from harness.data.grading import open_grader
+    from harness.data.grading import Grader
 
     recipe = stage.recipe
     assert isinstance(recipe, DataRecipe)
-    grader = open_grader(recipe.config.kind or "plain")
-    try:
+    with Grader(recipe.config.kind or "plain") as grader:
         return [
             [answer is not None and grader.grade(c.text, answer).correct for c in row]
             for row, answer in zip(completions, pool.column("answer"), strict=True)
         ]
-    finally:
-        grader.close()
 
 
 def _forward_operations(

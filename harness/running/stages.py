@@ -16,8 +16,7 @@ from harness.data import testbed
 from harness.data.contamination import POOL, QUERY
 from harness.data.grading.grader import VERSION as GRADER
 from harness.evaluation.benchmarks import BENCHMARKS, benchmark, find_file, task_digest
-from harness.evaluation.environment import engine_version
-from harness.evaluation.lm_eval_bridge import resolve_engine
+from harness.evaluation.environment import engine_version, resolve_engine
 from harness.experiment.config import (
     AnswerKind,
     ArmConfig,

@@ -48,8 +48,7 @@ def train_trajectory(
     Errors are those of `train`.
     """
     if run.epochs is not None:
-        budget = {"budget": "examples", "epochs": run.epochs, "steps": None, "tokens": None}
-        recipe = TrainingRecipe(**{**recipe.model_dump(), **budget})
+        recipe = recipe.changed(budget="examples", epochs=run.epochs, steps=None, tokens=None)
     out.mkdir(parents=True, exist_ok=True)
     recorder = _Recorder(out, run)
     examples = trajectory_examples(pool, run)

@@ -11,6 +11,7 @@ import pytest
 
 from harness.selection import conformance, plugins, toy
 from harness.selection.context import Context
+from harness.selection.requests import Features
 from harness.selection.selector import Positions, Scores, ScoreSelector, Selector
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -185,7 +186,7 @@ class WorstFirst(ScoreSelector):
 @dataclass(frozen=True)
 class Undeclared(ScoreSelector):
     def score(self, pool: Any, context: Context) -> Scores:
-        return context.features.losses(pool)[0]  # type: ignore[return-value]
+        return context.get(Features()).losses[0]  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ class Undeclared(ScoreSelector):
         (Stuck(), "survives a spawned process", "raised"),
         (NotNested(), "nested budgets", "not inside"),
         (WorstFirst(), "best first", "falling order"),
-        (Undeclared(), "count", "without declaring it"),
+        (Undeclared(), "count", "without requesting it"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Selector) else None,
 )

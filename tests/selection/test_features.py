@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from harness.data.pool import Pool
-from harness.selection.features import Features
+from harness.selection.features import FeatureTable, compute_features
 
 WEIGHTINGS = ("weighted", "mean", "last")
 
@@ -34,7 +35,7 @@ def pool() -> Pool:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_losses_equal_plain_transformers(model: Any, pool: Pool, batch_size: int) -> None:
-    losses = Features(model, batch_size=batch_size).losses(pool)
+    losses = compute_features(model, pool, batch_size=batch_size).losses
     assert [len(row) for row in losses] == [3, 7, 6, 1, 3, 6, 5]
     for i, row in enumerate(losses):
         tokens = torch.tensor(pool.input_ids[i].astype(np.int64))
@@ -49,8 +50,8 @@ def test_losses_equal_plain_transformers(model: Any, pool: Pool, batch_size: int
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
 def test_states_equal_their_definition(model: Any, pool: Pool, batch_size: int) -> None:
-    features = Features(model, batch_size=batch_size)
-    found = {name: features.states(pool, name) for name in WEIGHTINGS}  # type: ignore[arg-type]
+    features = compute_features(model, pool, batch_size=batch_size)
+    found = {name: features.states(name) for name in WEIGHTINGS}  # type: ignore[arg-type]
     for i, tokens in enumerate(pool.input_ids):
         with torch.no_grad():
             output = model(torch.tensor(tokens[None].astype(np.int64)), output_hidden_states=True)
@@ -64,34 +65,27 @@ def test_states_equal_their_definition(model: Any, pool: Pool, batch_size: int) 
             np.testing.assert_allclose(found[name][i], value, rtol=1e-4, atol=1e-5)
 
 
-def test_one_forward_pass_serves_everything(model: Any, pool: Pool) -> None:
-    asked: list[str] = []
-
-    def cache(name: str, data: Pool, build: Any) -> Any:
-        asked.append(name)
-        assert data is pool
-        return build()
-
-    features = Features(model, cache=cache)
-    features.losses(pool)
-    for name in WEIGHTINGS:
-        features.states(pool, name)  # type: ignore[arg-type]
-    assert len(asked) == 1
+def test_one_forward_pass_serves_everything(model: Any, pool: Pool, tmp_path: Path) -> None:
+    features = compute_features(model, pool)
     assert not model.base_model._forward_hooks
+    features.save(tmp_path)
+    again = FeatureTable.load(tmp_path)
+    assert [row.tolist() for row in again.losses] == [row.tolist() for row in features.losses]
+    for name in WEIGHTINGS:
+        np.testing.assert_array_equal(again.states(name), features.states(name))  # type: ignore[arg-type]
 
 
-def test_what_the_cache_returns_is_used(pool: Pool, model: Any) -> None:
-    made = {"losses": np.arange(31, dtype=np.float32)}
-    losses = Features(model, cache=lambda name, data, build: made).losses(pool)
-    assert losses[1].tolist() == [3, 4, 5, 6, 7, 8, 9]
+def test_no_example_has_no_features(model: Any, pool: Pool, tmp_path: Path) -> None:
+    compute_features(model, pool.take([])).save(tmp_path)
+    assert FeatureTable.load(tmp_path).losses == ()
 
 
 def test_refusals(model: Any, pool: Pool) -> None:
     with pytest.raises(ValueError, match="weighting is 'first'"):
-        Features(model).states(pool, "first")  # type: ignore[arg-type]
+        compute_features(model, pool).states("first")  # type: ignore[arg-type]
     model.train()
     try:
         with pytest.raises(ValueError, match="training mode"):
-            Features(model)
+            compute_features(model, pool)
     finally:
         model.eval()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from harness.data.pool import Pool
 from harness.selection import toy
 from harness.selection.context import Context
 from harness.selection.plugins import build
+from harness.selection.requests import ChosenBy, Request
 from harness.selection.selector import Scores, Selector
 
 MakePool = Callable[..., Pool]
@@ -38,32 +38,20 @@ def make_pool() -> MakePool:
 
 @pytest.fixture
 def make_context() -> MakeContext:
-    """A context of the given things, with the selector's declared needs."""
+    """A context that answers the selector's requests with the given results.
 
-    def make(selector: Selector, seed: int = 0, **things: Any) -> Context:
-        return Context(
-            {
-                name.replace("row_", "row:"): lambda value=value: value
-                for name, value in things.items()
-            },
-            needs=selector.requirements(),
-            rng=np.random.default_rng(seed) if selector.stochastic else None,
-        )
+    Results are named after the class of the request (and after the row, for `ChosenBy`); a function
+    is called with the request.
+    """
 
-    return make
+    def make(selector: Selector, seed: int = 0, **results: Any) -> Context:
+        def load(request: Request[Any]) -> Any:
+            name = request.row if isinstance(request, ChosenBy) else type(request).__name__
+            result = results[name]
+            return result(request) if callable(result) else result
 
-
-@pytest.fixture
-def fake_features() -> Callable[..., Any]:
-    """Features that return given losses, or given states per pool id prefix."""
-
-    def make(losses: Any = None, states: Any = None) -> Any:
-        return SimpleNamespace(
-            losses=lambda pool: [np.asarray(row, np.float32) for row in losses],
-            states=lambda pool, weighting: np.asarray(
-                states[pool.ids[0][0], weighting], np.float32
-            ),
-        )
+        rng = np.random.default_rng(seed) if selector.stochastic else None
+        return Context(selector.requests(), load, rng=rng)
 
     return make
 
@@ -93,12 +81,10 @@ def scored(tokens: Pool, query: Pool, make_context: MakeContext) -> Callable[...
         selector: Any = build(name, params)
         context = make_context(
             selector,
-            reference=toy.models()[1],
-            curvature=lambda **options: influence.fit(
-                toy.models()[1], tokens, influence.CurvatureOptions(**options)
-            ),
-            trajectory=toy.trajectory(),
-            queryset=query,
+            ReferenceModel=lambda request: toy.models()[1],
+            FittedCurvature=lambda request: influence.fit(toy.models()[1], tokens, request.options),
+            Trajectory=toy.trajectory(),
+            QuerySet=query,
         )
         return selector.score(tokens, context), context
 

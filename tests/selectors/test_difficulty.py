@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness import Decodes
 from harness.selection.plugins import build
 
 DECODES = np.array(
@@ -14,40 +15,40 @@ DECODES = np.array(
 )
 
 
-def asked(k: int, temperature: float) -> Any:
-    assert (k, temperature) == (4, 0.7)
+def decodes(request: Any) -> Any:
+    assert request == Decodes(k=4, temperature=0.7)
     return DECODES
 
 
 def test_hardest_first(make_pool: Any, make_context: Any) -> None:
     selector = build("difficulty", {"k": 4, "temperature": 0.7})
-    context = make_context(selector, decodes=asked)
+    context = make_context(selector, Decodes=decodes)
     pool = make_pool([1] * 5, answer=["1"] * 5)
     assert selector.score(pool, context).tolist() == [0.0, 1.0, 0.75, 0.25, 0.5]  # type: ignore[attr-defined]
     assert selector.select(pool, 5, context).tolist() == [1, 2, 4, 3, 0]
-    assert context.recorded["difficulty"].tolist() == [0.0, 1.0, 0.75, 0.25, 0.5]
+    assert context.columns["difficulty"].tolist() == [0.0, 1.0, 0.75, 0.25, 0.5]
 
 
 def test_band_first_then_by_distance(make_pool: Any, make_context: Any) -> None:
     # Inside [0.25, 0.5]: 0.5 then 0.25; outside: 0.75 and 0 are 0.25 away, 1 is 0.5 away.
     selector = build("difficulty", {"k": 4, "temperature": 0.7, "band": [0.25, 0.5]})
     pool = make_pool([1] * 5, answer=["1"] * 5)
-    chosen = selector.select(pool, 5, make_context(selector, decodes=asked))
+    chosen = selector.select(pool, 5, make_context(selector, Decodes=decodes))
     assert chosen.tolist() == [4, 3, 0, 2, 1]
 
 
 def test_a_band_that_ends_at_a_rounded_rate(make_pool: Any, make_context: Any) -> None:
     """1 - 0.9 is a little less than 0.1 and belongs to the band [0.1, 0.5]."""
-    decodes = np.array([[True] * 9 + [False], [True] * 10])
+    rates = np.array([[True] * 9 + [False], [True] * 10])
     selector = build("difficulty", {"k": 10, "band": [0.1, 0.5]})
-    context = make_context(selector, decodes=lambda k, temperature: decodes)
+    context = make_context(selector, Decodes=rates)
     scores = selector.score(make_pool([1, 1], answer=["1", "1"]), context)  # type: ignore[attr-defined]
     assert scores[0] > 0 > scores[1]
 
 
 def test_column(make_pool: Any, make_context: Any) -> None:
     selector = build("difficulty", {"column": "steps"})
-    assert selector.requirements() == ()
+    assert selector.requests() == ()
     pool = make_pool([1] * 3, steps=[2, 7, 4])
     assert selector.select(pool, 2, make_context(selector)).tolist() == [1, 2]
 
@@ -63,7 +64,7 @@ def test_column_that_holds_no_numbers(make_pool: Any, make_context: Any, value: 
 
 def test_answers_are_needed(make_pool: Any, make_context: Any) -> None:
     selector = build("difficulty", {})
-    context = make_context(selector, decodes=asked)
+    context = make_context(selector)
     with pytest.raises(ValueError, match="'answer' is empty for 1 of 2 examples, the first 'e1'"):
         selector.select(make_pool([1, 1], answer=["3", None]), 1, context)
     with pytest.raises(ValueError, match="pool column 'answer' does not exist"):

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness import QuerySet
+from harness.selection.features import FeatureTable
 from harness.selection.plugins import build
 
 # Directions in degrees; examples have different norms, which must not matter.
@@ -21,21 +23,24 @@ def vectors(degrees: list[int]) -> Any:
 
 
 @pytest.fixture
-def things(make_pool: Any, fake_features: Any) -> dict[str, Any]:
-    states = {
-        ("e", "weighted"): vectors(EXAMPLES) * np.array(NORMS)[:, None],
-        ("q", "weighted"): vectors(QUERIES) * 3,
-        ("e", "last"): vectors(EXAMPLES[::-1]),
-        ("q", "last"): vectors(QUERIES),
+def features() -> Any:
+    pool = {
+        "weighted": vectors(EXAMPLES) * np.array(NORMS)[:, None],
+        "last": vectors(EXAMPLES[::-1]),
     }
-    queryset = make_pool([1, 1], prefix="q")
-    return {"features": fake_features(states=states), "queryset": queryset}
+    return tables(pool, {"weighted": vectors(QUERIES) * 3, "last": vectors(QUERIES)})
 
 
-def test_round_robin(make_pool: Any, make_context: Any, things: Any) -> None:
+def tables(pool: Any, queries: Any) -> Any:
+    """What answers a request for features, from states by weighting."""
+    states = {"pool": pool, "queries": queries}
+    return lambda request: FeatureTable((), states[request.of])
+
+
+def test_round_robin(make_pool: Any, make_context: Any, features: Any) -> None:
     # Query 10: 0 and 20 tie at 10 degrees up to rounding, then 40; query 95: 90 and 100, then 40.
     selector = build("embedding", {})
-    context = make_context(selector, **things)
+    context = make_context(selector, Features=features)
     chosen = selector.select(make_pool([1] * 5), 5, context).tolist()
     assert set(chosen[0::2][:2]) == {0, 1}
     assert set(chosen[1::2]) == {3, 4}
@@ -43,38 +48,30 @@ def test_round_robin(make_pool: Any, make_context: Any, things: Any) -> None:
     assert selector.select(make_pool([1] * 5), 3, context).tolist() == chosen[:3]
 
 
-def test_a_taken_example_is_passed_over(
-    make_pool: Any, make_context: Any, fake_features: Any
-) -> None:
-    states = {("e", "mean"): vectors([0, 30, 80]), ("q", "mean"): vectors([1, 2])}
-    things = {
-        "features": fake_features(states=states),
-        "queryset": make_pool([1, 1], prefix="q"),
-    }
+def test_a_taken_example_is_passed_over(make_pool: Any, make_context: Any) -> None:
+    features = tables({"mean": vectors([0, 30, 80])}, {"mean": vectors([1, 2])})
     selector = build("embedding", {"pool": "mean"})
-    context = make_context(selector, **things)
+    context = make_context(selector, Features=features)
     assert selector.select(make_pool([1] * 3), 3, context).tolist() == [0, 1, 2]
 
 
-def test_mean_max(make_pool: Any, make_context: Any, things: Any) -> None:
+def test_mean_max(make_pool: Any, make_context: Any, features: Any) -> None:
     # The mean of two unit queries at 10 and 95 degrees points to 52.5 degrees: nearest 40, 20, 90.
     selector = build("embedding", {"aggregate": "mean-max"})
-    context = make_context(selector, **things)
+    context = make_context(selector, Features=features)
     chosen = selector.select(make_pool([1] * 5), 3, context).tolist()
     assert chosen == [2, 1, 3]
     expected = (np.cos(np.deg2rad(30)) + np.cos(np.deg2rad(55))) / 2
-    assert context.recorded["mean_cosine"][2] == pytest.approx(expected)
+    assert context.columns["mean_cosine"][2] == pytest.approx(expected)
 
 
-def test_pooling_is_passed_on(make_pool: Any, make_context: Any, things: Any) -> None:
+def test_pooling_is_passed_on(make_pool: Any, make_context: Any, features: Any) -> None:
     selector = build("embedding", {"pool": "last", "aggregate": "mean-max"})
-    chosen = selector.select(make_pool([1] * 5), 1, make_context(selector, **things))
+    chosen = selector.select(make_pool([1] * 5), 1, make_context(selector, Features=features))
     assert chosen.tolist() == [2]
 
 
-def test_encoder(
-    make_pool: Any, make_context: Any, things: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encoder(make_pool: Any, make_context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str, device: str) -> Any:
         assert (name, device) == ("tiny", "cpu")
         return SimpleNamespace(encode=lambda texts: vectors([int(t.split("\n")[1]) for t in texts]))
@@ -83,17 +80,17 @@ def test_encoder(
     module.SentenceTransformer = load  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "sentence_transformers", module)
     selector = build("embedding", {"encoder": "tiny"})
-    assert selector.requirements() == ("queryset",)
+    assert selector.requests() == (QuerySet(),)
     pool = make_pool([1] * 3, prompt=["a"] * 3, response=["80", "10", "40"])
     queryset = make_pool([1], prefix="q", prompt=["b"], response=["0"])
-    context = make_context(selector, queryset=queryset)
+    context = make_context(selector, QuerySet=queryset)
     assert selector.select(pool, 3, context).tolist() == [1, 2, 0]
 
 
 def test_encoder_without_its_package(
-    make_pool: Any, make_context: Any, things: Any, monkeypatch: pytest.MonkeyPatch
+    make_pool: Any, make_context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     selector = build("embedding", {"encoder": "tiny"})
     with pytest.raises(ImportError, match="pip install sentence-transformers"):
-        selector.select(make_pool([1]), 1, make_context(selector, queryset=things["queryset"]))
+        selector.select(make_pool([1]), 1, make_context(selector, QuerySet=make_pool([1, 1])))

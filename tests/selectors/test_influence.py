@@ -9,7 +9,9 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
-from harness.selection.context import Influence
+from harness import InfluenceTable
+from harness.influence import CurvatureOptions
+from harness.selection.influence_table import InfluenceScores
 from harness.selection.plugins import build
 
 Table = dict[str, list[float]]
@@ -20,7 +22,7 @@ def dropped(make_pool: Any, make_context: Any, params: Any, table: Table, drop: 
     selector = build("influence", {"replicates": 0, **params})
     n = len(next(iter(table.values())))
     frame = pd.DataFrame({"id": [f"e{i}" for i in range(n)], **table})
-    context = make_context(selector, influence=lambda **options: frame)
+    context = make_context(selector, InfluenceTable=InfluenceScores(frame, {}))
     kept = selector.select(make_pool([1] * n), n - drop, context)
     return sorted(set(range(n)) - set(kept.tolist()))
 
@@ -87,10 +89,10 @@ def test_combined_half_and_half(make_pool: Any, make_context: Any) -> None:
 
 def test_kept_best_first_and_recorded(make_pool: Any, make_context: Any) -> None:
     selector = build("influence", {"strategy": "correct", "replicates": 0})
-    context = make_context(selector, influence=lambda **options: pd.DataFrame(BY_HAND))
+    context = make_context(selector, InfluenceTable=InfluenceScores(pd.DataFrame(BY_HAND), {}))
     assert selector.select(make_pool([1] * 6), 3, context).tolist() == [5, 3, 4]
-    assert set(context.recorded) == {"s_C", "r_C"}
-    assert context.recorded["s_C"].tolist() == BY_HAND["s_C"]
+    assert set(context.columns) == {"s_C", "r_C"}
+    assert context.columns["s_C"].tolist() == BY_HAND["s_C"]
 
 
 def test_ties_drop_the_later_example_first(make_pool: Any, make_context: Any) -> None:
@@ -110,31 +112,21 @@ def test_an_empty_side_stops(
         dropped(make_pool, make_context, {"strategy": strategy}, table, 1)
 
 
-def test_options_are_passed_on(make_pool: Any, make_context: Any) -> None:
-    given: dict[str, Any] = {}
-
-    def influence(**options: Any) -> pd.DataFrame:
-        given.update(options)
-        return pd.DataFrame(BY_HAND)
-
-    params = {"strategy": "correct", "curvature": "kfac", "damping": 0.5, "layers": "mlp"}
+def test_options_are_part_of_the_request() -> None:
+    params = {"strategy": "correct", "curvature": "projected", "damping": 0.5, "layers": "mlp"}
     more = {"whose": "contrast", "decodes": "sum", "scoring": "backward", "replicates": 0}
     selector = build("influence", {**params, **more, "max_queries": 3, "query_seed": 4})
-    selector.select(make_pool([1] * 6), 1, make_context(selector, influence=influence))
-    assert given == {
-        "kind": "kfac",
-        "fisher": "true",
-        "damping": 0.5,
-        "layers": "mlp",
-        "loss": "mean",
-        "aggregate": "mean",
-        "whose": "contrast",
-        "completion": "own",
-        "decodes": "sum",
-        "max_queries": 3,
-        "query_seed": 4,
-        "method": "backward",
-    }
+    assert selector.requests() == (
+        InfluenceTable(
+            CurvatureOptions("projected", damping=0.5, layers="mlp"),
+            whose="contrast",
+            decodes="sum",
+            max_queries=3,
+            query_seed=4,
+            method="backward",
+        ),
+    )
+    assert build("influence", {}).requests() == (InfluenceTable(),)
 
 
 def test_stability_is_recorded_for_every_size(make_pool: Any, make_context: Any) -> None:
@@ -143,32 +135,25 @@ def test_stability_is_recorded_for_every_size(make_pool: Any, make_context: Any)
     ranks = (np.argsort(np.argsort(columns, axis=0), axis=0) + 1) / 4
     table = pd.DataFrame({"s_C": columns.mean(axis=1), "r_C": ranks.mean(axis=1)})
     table.attrs = {"n_C": 5, "n_I": 0}
-    asked: list[dict[str, Any]] = []
-
-    def per_query(**options: Any) -> dict[str, npt.NDArray[np.float32]]:
-        asked.append(options)
-        return {"C": columns, "I": np.zeros((4, 1), np.float32)}
-
+    scores = InfluenceScores(table, {"C": columns, "I": np.zeros((4, 1), np.float32)})
     selector = build("influence", {"strategy": "correct", "replicates": 200})
-    given = Influence(lambda **options: table, per_query)
-    context = make_context(selector, influence=given)
+    context = make_context(selector, InfluenceTable=scores)
     selector.select(make_pool([1] * 4), 2, context)
-    assert asked[0]["kind"] == "ekfac"
-    assert context.noted == {
+    assert context.facts == {
         "n_C": 5,
         "n_I": 0,
         "stability": {"replicates": 200, "queries": {"C": 2}},
     }
-    found = context.attached["stability"]
-    assert found["kept"].tolist() == [1, 2, 3, 4]
+    stability = context.tables["stability"]
+    assert stability["kept"].tolist() == [1, 2, 3, 4]
     # With both queries all tie and the earlier examples stay. The first query alone, a quarter of
     # the draws, keeps the last two; the second alone keeps the first two.
-    assert found["jaccard"][1] == pytest.approx(0.75, abs=0.1)
-    assert (found["low"][1], found["high"][1], found["jaccard"][3]) == (0.0, 1.0, 1.0)
-    assert context.recorded["place_low"].tolist() == [0.0, 1.0, 1.0, 0.0]
-    again = make_context(selector, influence=given)
+    assert stability["jaccard"][1] == pytest.approx(0.75, abs=0.1)
+    assert (stability["low"][1], stability["high"][1], stability["jaccard"][3]) == (0.0, 1.0, 1.0)
+    assert context.columns["place_low"].tolist() == [0.0, 1.0, 1.0, 0.0]
+    again = make_context(selector, InfluenceTable=scores)
     selector.select(make_pool([1] * 4), 2, again)
-    np.testing.assert_array_equal(again.attached["stability"]["jaccard"], found["jaccard"])
+    np.testing.assert_array_equal(again.tables["stability"]["jaccard"], stability["jaccard"])
 
 
 def test_refuses() -> None:

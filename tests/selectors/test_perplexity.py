@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from harness.selection.features import FeatureTable
 from harness.selection.plugins import build
 
 # Means 4, 1, 6, 2, 5, 3: example 2 is the most surprising, example 1 the least.
 LOSSES = [[4.0], [0.5, 1.5], [6.0, 6.0, 6.0], [1.0, 3.0], [5.0], [2.0, 4.0]]
+
+
+def table(losses: Any) -> FeatureTable:
+    return FeatureTable(tuple(np.asarray(row, np.float32) for row in losses), {})
 
 
 @pytest.mark.parametrize(
@@ -22,22 +28,18 @@ LOSSES = [[4.0], [0.5, 1.5], [6.0, 6.0, 6.0], [1.0, 3.0], [5.0], [2.0, 4.0]]
         ("from-third", [4, 0, 5, 3, 1, 2]),  # int(0.33 * 6) = 1: the second highest comes first
     ],
 )
-def test_bands(
-    make_pool: Any, make_context: Any, fake_features: Any, band: str, expected: list[int]
-) -> None:
+def test_bands(make_pool: Any, make_context: Any, band: str, expected: list[int]) -> None:
     pool = make_pool([len(row) for row in LOSSES])
     selector = build("perplexity", {"band": band})
-    context = make_context(selector, features=fake_features(losses=LOSSES))
+    context = make_context(selector, Features=table(LOSSES))
     for budget in range(1, 7):
         assert selector.select(pool, budget, context).tolist() == expected[:budget]
-    assert context.recorded["nll"].tolist() == [4, 1, 6, 2, 5, 3]
+    assert context.columns["nll"].tolist() == [4, 1, 6, 2, 5, 3]
 
 
-def test_middle_is_the_central_band_by_quantile(
-    make_pool: Any, make_context: Any, fake_features: Any
-) -> None:
+def test_middle_is_the_central_band_by_quantile(make_pool: Any, make_context: Any) -> None:
     losses = [[float(i * i)] for i in range(101)]
     selector = build("perplexity", {})
-    context = make_context(selector, features=fake_features(losses=losses))
+    context = make_context(selector, Features=table(losses))
     chosen = selector.select(make_pool([1] * 101), 51, context)
     assert sorted(chosen.tolist()) == list(range(25, 76))

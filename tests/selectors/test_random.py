@@ -54,7 +54,7 @@ def test_matches_the_length_histogram(make_pool: Any, make_context: Any) -> None
     chosen = ("e0", "e19", "e18", "e17", "e16")
     draws = set()
     for seed in range(10):
-        context = make_context(selector, seed, row_length=chosen)
+        context = make_context(selector, seed, length=chosen)
         positions = selector.select(pool, 5, context)
         assert (positions < 10).sum() == 1
         draws |= set(positions.tolist())
@@ -63,7 +63,7 @@ def test_matches_the_length_histogram(make_pool: Any, make_context: Any) -> None
 
 def test_matching_needs_the_same_budget(make_pool: Any, make_context: Any) -> None:
     selector = build("random", {"match": "length", "of": "length"})
-    context = make_context(selector, row_length=("e0", "e1"))
+    context = make_context(selector, length=("e0", "e1"))
     with pytest.raises(ValueError, match="row 'length' chose 2 examples; expected the budget 3"):
         selector.select(make_pool([1, 2, 3, 4]), 3, context)
 

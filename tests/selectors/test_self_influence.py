@@ -20,7 +20,7 @@ def test_the_low_ones_are_kept_unless_told(scored: Any, tokens: Any) -> None:
     lengths = sum(g.double().square().sum((1, 2)).numpy() for g in gradients)
     low, context = scored("self_influence", curvature="identity", layers="mlp")
     np.testing.assert_allclose(low, -lengths, rtol=1e-5)
-    np.testing.assert_allclose(context.recorded["self_influence"], lengths, rtol=1e-5)
+    np.testing.assert_allclose(context.columns["self_influence"], lengths, rtol=1e-5)
     high, _ = scored("self_influence", curvature="identity", layers="mlp", order="high")
     np.testing.assert_array_equal(high, -low)
     assert context.operations == 6 * sum(map(len, tokens.input_ids))

@@ -9,8 +9,8 @@ import pytest
 
 from harness import influence
 from harness.selection import toy
-from harness.selection.context import Warmup
 from harness.selection.plugins import build
+from harness.selection.requests import Trajectory
 
 
 def test_an_example_that_is_the_query_comes_first(scored: Any) -> None:
@@ -28,9 +28,9 @@ def test_options_reach_the_scores(scored: Any, tokens: Any, query: Any) -> None:
 
 
 def test_the_run_it_looks_along() -> None:
-    assert build("tracin", {}).warmup() == Warmup(1.0, 1, None, 4, False, 0)
+    assert build("tracin", {}).requests()[0] == Trajectory(1.0, 1, None, 4, False, 0)
     params = {"share": 0.5, "epochs": 2.0, "checkpoints": 3, "seed": 9}
-    assert build("tracin", params).warmup() == Warmup(0.5, 1, 2.0, 3, False, 9)
+    assert build("tracin", params).requests()[0] == Trajectory(0.5, 1, 2.0, 3, False, 9)
 
 
 def test_an_impossible_run_is_refused() -> None:

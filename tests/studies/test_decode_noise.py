@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from harness.running.evaluation_builders import repeated
 from typer.testing import CliRunner
 
 from harness.cli.app import app, main
@@ -17,7 +18,6 @@ from harness.experiment.store import Store
 from harness.running import builders, plan
 from harness.running import run as running
 from harness.running.display import View
-from harness.running.evaluation_builders import repeated
 from harness.running.job import Job, reporting
 from harness.studies import decode_noise as noise
 

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from harness.data.pool import Pool
+from harness.experiment.config import TrainingRecipe
 from harness.training.divergence import Watch
-from harness.training.recipe import Recipe
 from harness.training.train import TrainingDiverged, TrainLog, check_subset, example_order, train
 
-RECIPE = Recipe(learning_rate=3e-3, max_tokens=16, epochs=2, batch_size=4)
+RECIPE = TrainingRecipe(learning_rate=3e-3, max_tokens=16, epochs=2, batch_size=4)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -58,7 +58,7 @@ def test_equals_a_hand_written_loop(
     """Oracle: bare torch, one example at a time, summed token losses over their number."""
     from transformers import AutoModelForCausalLM
 
-    recipe = replace(RECIPE, weight_decay=0.1, micro_batch=micro)
+    recipe = RECIPE.changed(weight_decay=0.1, micro_batch=micro)
     log = train(base, pool, recipe, 3, tmp_path / "out")
     seed = np.random.SeedSequence(3, spawn_key=(0,))
     order = example_order(pool, recipe, np.random.default_rng(seed))
@@ -92,7 +92,7 @@ def test_same_seed_same_bits_and_other_seed_other_weights(
 ) -> None:
     root = np.random.SeedSequence(7)
     train(base, pool, RECIPE, root, tmp_path / "a")
-    train(base, pool, replace(RECIPE, precision="bfloat16"), 1, tmp_path / "between")
+    train(base, pool, RECIPE.changed(precision="bfloat16"), 1, tmp_path / "between")
     train(base, pool, RECIPE, root, tmp_path / "b")
     train(base, pool, RECIPE, 8, tmp_path / "c")
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
@@ -133,7 +133,7 @@ def test_progress_is_told_of_every_step(base: Path, pool: Pool, tmp_path: Path) 
 
 
 def test_order_covers_each_epoch_once(pool: Pool) -> None:
-    order = example_order(pool, replace(RECIPE, epochs=2.5), np.random.default_rng(0))
+    order = example_order(pool, RECIPE.changed(epochs=2.5), np.random.default_rng(0))
     assert len(order) == 25
     assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
     assert list(order[:10]) != list(order[10:20])
@@ -142,13 +142,13 @@ def test_order_covers_each_epoch_once(pool: Pool) -> None:
 
 def test_budgets_in_steps_and_tokens(pool: Pool) -> None:
     rng = np.random.default_rng(0)
-    steps = replace(RECIPE, budget="steps", steps=7)
+    steps = RECIPE.changed(budget="steps", steps=7)
     assert len(example_order(pool, steps, rng)) == 28
-    tokens = replace(RECIPE, budget="tokens", tokens=100)
+    tokens = RECIPE.changed(budget="tokens", tokens=100)
     lengths = np.array([len(t) for t in pool.input_ids])
     order = example_order(pool, tokens, rng)
     assert lengths[order].sum() >= 100 > lengths[order[:-1]].sum()
-    whole = replace(RECIPE, budget="tokens", tokens=int(lengths.sum()))
+    whole = RECIPE.changed(budget="tokens", tokens=int(lengths.sum()))
     assert sorted(example_order(pool, whole, rng)) == list(range(10))
 
 
@@ -164,7 +164,7 @@ def test_budgets_in_steps_and_tokens(pool: Pool) -> None:
 )
 def test_recipe_refuses(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(RECIPE, **change)  # type: ignore[arg-type]
+        RECIPE.changed(**change)  # type: ignore[arg-type]
 
 
 def test_refuses_what_cannot_be_trained_on(pool: Pool) -> None:
@@ -174,7 +174,7 @@ def test_refuses_what_cannot_be_trained_on(pool: Pool) -> None:
     with pytest.raises(ValueError, match=r"'e9' has no trainable token \(1 of 10"):
         check_subset(masked, RECIPE)
     with pytest.raises(ValueError, match="too many tokens"):
-        check_subset(pool, replace(RECIPE, max_tokens=5))
+        check_subset(pool, RECIPE.changed(max_tokens=5))
 
 
 def test_watch_names_the_step_of_a_nan_even_when_it_looks_late() -> None:
@@ -214,7 +214,7 @@ def test_watch_rule(start: float, level: float, bad: bool) -> None:
 
 def test_divergence_stops_the_run(base: Path, pool: Pool, tmp_path: Path) -> None:
     # Weights of 1e20: products overflow, whatever the order in which a machine adds.
-    wild = replace(RECIPE, learning_rate=1e20, epochs=40, max_grad_norm=1e9, schedule="constant")
+    wild = RECIPE.changed(learning_rate=1e20, epochs=40, max_grad_norm=1e9, schedule="constant")
     with pytest.raises(TrainingDiverged) as caught:
         train(base, pool, wild, 0, tmp_path / "out")
     assert 1 <= caught.value.step < 100
@@ -222,7 +222,7 @@ def test_divergence_stops_the_run(base: Path, pool: Pool, tmp_path: Path) -> Non
 
 
 def test_bfloat16_checkpoint_is_bfloat16(base: Path, pool: Pool, tmp_path: Path) -> None:
-    log = train(base, pool, replace(RECIPE, precision="bfloat16"), 0, tmp_path / "out")
+    log = train(base, pool, RECIPE.changed(precision="bfloat16"), 0, tmp_path / "out")
     assert {w.dtype for w in weights(tmp_path / "out").values()} == {torch.bfloat16}
     exact = train(base, pool, RECIPE, 0, tmp_path / "exact")
     np.testing.assert_allclose(log.losses, exact.losses, rtol=0.02)
@@ -230,7 +230,7 @@ def test_bfloat16_checkpoint_is_bfloat16(base: Path, pool: Pool, tmp_path: Path)
 
 def test_lora_is_merged_into_a_full_model(base: Path, pool: Pool, tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    recipe = replace(RECIPE, method="lora", lora_rank=2, learning_rate=1e-2)
+    recipe = RECIPE.changed(method="lora", lora_rank=2, learning_rate=1e-2)
     train(base, pool, recipe, 0, tmp_path / "a")
     train(base, pool, recipe, 0, tmp_path / "b")
     before, after = weights(base), weights(tmp_path / "a")
@@ -261,4 +261,4 @@ def test_lora_without_peft_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r"cotsieve\[lora\]"):
-        train(base, pool, replace(RECIPE, method="lora"), 0, tmp_path / "out")
+        train(base, pool, RECIPE.changed(method="lora"), 0, tmp_path / "out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,21 +12,21 @@ from safetensors.torch import load_file
 
 from harness import influence
 from harness.data.pool import Pool
+from harness.experiment.config import TrainingRecipe
 from harness.influence import CurvatureOptions
 from harness.influence.layers import tracked_layers
-from harness.running.signals import load_model
-from harness.selection.context import Warmup
-from harness.training.recipe import Recipe
+from harness.running.workspace import load_model
+from harness.selection.requests import Trajectory
 from harness.training.train import example_order, train
 from harness.training.trajectory import (
     kept_steps,
     load_trajectory,
     train_trajectory,
-    warmup_examples,
+    trajectory_examples,
 )
 
-RECIPE = Recipe(learning_rate=3e-3, max_tokens=16, epochs=2, batch_size=4)
-WARMUP = Warmup(checkpoints=2, moments=True)
+RECIPE = TrainingRecipe(learning_rate=3e-3, max_tokens=16, epochs=2, batch_size=4)
+WARMUP = Trajectory(checkpoints=2, moments=True)
 
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
@@ -44,15 +43,15 @@ def test_kept_steps_by_hand() -> None:
 
 
 def test_the_examples_of_a_warm_up(pool: Pool) -> None:
-    drawn = warmup_examples(pool, Warmup(share=0.4))
+    drawn = trajectory_examples(pool, Trajectory(share=0.4))
     assert len(drawn) == 4
     positions = [pool.ids.index(name) for name in drawn.ids]
     assert positions == sorted(positions)
-    assert drawn.ids == warmup_examples(pool, Warmup(share=0.4)).ids
-    assert drawn.ids != warmup_examples(pool, Warmup(share=0.4, seed=1)).ids
-    assert len(warmup_examples(pool, Warmup(share=0.01, minimum=3))) == 3
-    assert warmup_examples(pool, Warmup(share=0.01, minimum=30)) is pool
-    assert warmup_examples(pool, Warmup()) is pool
+    assert drawn.ids == trajectory_examples(pool, Trajectory(share=0.4)).ids
+    assert drawn.ids != trajectory_examples(pool, Trajectory(share=0.4, seed=1)).ids
+    assert len(trajectory_examples(pool, Trajectory(share=0.01, minimum=3))) == 3
+    assert trajectory_examples(pool, Trajectory(share=0.01, minimum=30)) is pool
+    assert trajectory_examples(pool, Trajectory()) is pool
 
 
 @pytest.mark.parametrize("micro", [None, 2])
@@ -60,7 +59,7 @@ def test_checkpoints_equal_a_hand_written_loop(
     base: Path, pool: Pool, tmp_path: Path, micro: int | None
 ) -> None:
     """Oracle: bare torch with AdamW, 5 steps, looked at after steps 3 and 5."""
-    recipe = replace(RECIPE, micro_batch=micro, weight_decay=0.1, max_grad_norm=1e9)
+    recipe = RECIPE.changed(micro_batch=micro, weight_decay=0.1, max_grad_norm=1e9)
     log = train_trajectory(base, pool, recipe, WARMUP, 3, tmp_path)
     assert log.steps == 5
     found = load_trajectory(tmp_path, partial(load_model, base, "cpu"))
@@ -120,8 +119,8 @@ def test_looking_on_changes_nothing(base: Path, pool: Pool, tmp_path: Path) -> N
 def test_epochs_take_the_place_of_the_recipes_budget(
     base: Path, pool: Pool, tmp_path: Path
 ) -> None:
-    recipe = replace(RECIPE, budget="steps", steps=9)
-    warmup = Warmup(share=0.5, epochs=3.0, checkpoints=4)
+    recipe = RECIPE.changed(budget="steps", steps=9)
+    warmup = Trajectory(share=0.5, epochs=3.0, checkpoints=4)
     log = train_trajectory(base, pool, recipe, warmup, 0, tmp_path)
     assert (log.examples, log.steps) == (15, 4)
     found = load_trajectory(tmp_path, partial(load_model, base, "cpu"))
@@ -133,7 +132,7 @@ def test_epochs_take_the_place_of_the_recipes_budget(
 
 def test_adapters_of_a_lora_run(base: Path, pool: Pool, tmp_path: Path) -> None:
     """Only adapters are kept; loaded onto the base they are the model that was merged and saved."""
-    recipe = replace(RECIPE, method="lora", lora_rank=2, learning_rate=3e-2)
+    recipe = RECIPE.changed(method="lora", lora_rank=2, learning_rate=3e-2)
     train(base, pool, recipe, 7, tmp_path / "plain")
     train_trajectory(base, pool, recipe, WARMUP, 7, tmp_path / "watched")
     kept = load_file(tmp_path / "watched/step-000005.safetensors")
@@ -151,7 +150,7 @@ def test_adapters_of_a_lora_run(base: Path, pool: Pool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_scores_from_a_stored_run(base: Path, pool: Pool, tmp_path: Path, method: str) -> None:
     """A query that is also a pool example comes first for itself."""
-    recipe = replace(RECIPE, method=method, lora_rank=2)
+    recipe = RECIPE.changed(method=method, lora_rank=2)
     train_trajectory(base, pool, recipe, WARMUP, 3, tmp_path)
     found = load_trajectory(tmp_path, partial(load_model, base, "cpu"))
     if method == "lora":  # adapters alone, which are all that the optimizer has moments of
@@ -177,4 +176,4 @@ def test_scores_from_a_stored_run(base: Path, pool: Pool, tmp_path: Path, method
 )
 def test_impossible_runs_are_refused(values: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Warmup(**values)  # type: ignore[arg-type]
+        Trajectory(**values)  # type: ignore[arg-type]

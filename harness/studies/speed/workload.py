@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ import numpy as np
 
 from harness.data.items import numbered_lines
 from harness.data.pool import IGNORED, Pool
-from harness.experiment.progress import no_progress
-from harness.experiment.store import Store, digest
+from harness.experiment.stage import Recipe, Stage
+from harness.experiment.store import Store
+from harness.running.recipes import BaseModelRecipe, TokenizerRecipe
+from harness.running.workspace import build
 
 PERPLEXITY = "perplexity"
 """Measured beside the engines: one forward pass over the pool, the unit of their costs."""
@@ -29,7 +31,6 @@ LONG = 4096
 """Tokens per example from which exact scores are costly: they take seconds per example and
 activations that do not fit, so that attention is recomputed and only our scores are checked."""
 DATA, TOKENIZER = "COTSIEVE_REAL_DATA", "COTSIEVE_REAL_TOKENIZER"
-VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -106,13 +107,23 @@ WORKLOADS = {
 }
 
 
+@dataclass(frozen=True)
+class WorkloadRecipe(Recipe):
+    """A prepared workload; `sources` are the folders of the user that it reads."""
+
+    kind = "bench"
+    version = 3
+    workload: Workload
+    sources: tuple[str, ...]
+
+
 def prepare(workload: Workload, store: Store) -> Path:
     """The folder of a prepared workload; ValueError where it needs data that are not there."""
-    inputs = {"version": VERSION, **asdict(workload)}
+    sources = ()
     if workload.shape is not None and not workload.random:
-        inputs |= {name: str(folder_of(name, workload.name)) for name in (DATA, TOKENIZER)}
-    build = partial(_build, workload, store)
-    return store.make("bench", digest(inputs), inputs, build).folder
+        sources = tuple(str(folder_of(name, workload.name)) for name in (DATA, TOKENIZER))
+    stage = Stage(WorkloadRecipe(workload, sources), f"workload {workload.name}")
+    return store.make(stage, partial(_build, workload, store)).folder
 
 
 def folder_of(variable: str, workload: str) -> Path:
@@ -165,13 +176,10 @@ def _testbed(workload: Workload, store: Store, folder: Path) -> tuple[Pool, Pool
 
     from harness.data import testbed
 
-    spec = testbed.BASES["small"]
-    base = store.make(
-        "bench-base",
-        digest(asdict(spec)),
-        asdict(spec),
-        lambda work: {"loss": testbed.train_base(spec, work, no_progress)["final_loss"]},
-    )
+    tokenizer_stage = Stage(TokenizerRecipe(), "tokenizer")
+    build(tokenizer_stage, store)
+    recipe = BaseModelRecipe(testbed.BASES["small"])
+    base = build(Stage(recipe, "base model", {"tokenizer": tokenizer_stage}), store)
     shutil.copytree(base.folder, folder, ignore=shutil.ignore_patterns("meta.json"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pool = testbed.make_pool(testbed.PoolSpec(workload.pool))
