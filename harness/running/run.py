@@ -95,7 +95,7 @@ class Run:
         verbose: bool = False,
         limits: Limits | None = None,
         code: Path = Path(__file__).parents[2],
-        start: Callable[..., Workers] = Workers,
+        start: Callable[..., Workers] | None = None,
     ) -> None:
         self.plan = plan
         self.store = store
@@ -111,7 +111,7 @@ class Run:
             {**origin, "threads": threads},
             verbose,
             limits or Limits(),
-            start,
+            start or Workers,
         )
 
     def execute(self, view: View) -> Summary:

@@ -6,12 +6,24 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from harness.experiment.stage import Stage, together
+from harness.experiment.config import TrainingRecipe
+from harness.experiment.stage import Recipe, Stage, with_ancestors
 from harness.experiment.store import META, Store, canonical, digest, tree_digest
+
+
+@dataclass(frozen=True)
+class Keyed:
+    kind: str
+    key: str
+    manifest: dict = field(default_factory=dict)
+
+
+POOL, LONG = Keyed("pool", "k"), Keyed("pool", "k" * 64, {"n": 1})
 
 
 def write(text):
@@ -29,8 +41,8 @@ def test_canonical_json_by_hand():
 
 def test_make_builds_once_and_keeps_facts_and_hashes(tmp_path):
     store = Store(tmp_path)
-    made = store.make("pool", "k" * 64, {"n": 1}, write("hello"), lambda: {"commit": "c"})
-    again = store.make("pool", "k" * 64, {"n": 1}, write("other"))
+    made = store.make(LONG, write("hello"), lambda: {"commit": "c"})
+    again = store.make(LONG, write("other"))
     assert made.folder == again.folder
     assert (again.folder / "out.txt").read_text() == "hello"
     assert again.info == {"length": 5}
@@ -47,18 +59,18 @@ def test_a_failed_build_leaves_nothing(tmp_path):
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        store.make("pool", "k", {}, broken)
-    assert not store.has("pool", "k")
+        store.make(POOL, broken)
+    assert not store.has(POOL)
     assert [p.name for p in (tmp_path / "pool").iterdir()] == []
 
 
 def test_a_folder_without_meta_is_no_artefact_and_is_replaced(tmp_path):
     store = Store(tmp_path)
-    half = store.folder("pool", "k")
+    half = store.folder(POOL)
     half.mkdir(parents=True)
     (half / "out.txt").write_text("torn")
-    assert store.get("pool", "k") is None
-    store.make("pool", "k", {}, write("whole"))
+    assert store.get(POOL) is None
+    store.make(POOL, write("whole"))
     assert (half / "out.txt").read_text() == "whole"
 
 
@@ -69,7 +81,7 @@ def _build_slowly(root, started):
         time.sleep(60)
         return {}
 
-    Store(Path(root)).make("pool", "k", {}, slow)
+    Store(Path(root)).make(POOL, slow)
 
 
 def test_kill_in_the_middle_of_a_build_then_build_again(tmp_path):
@@ -81,9 +93,9 @@ def test_kill_in_the_middle_of_a_build_then_build_again(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     store = Store(tmp_path)
-    assert not store.has("pool", "k")
-    store.make("pool", "k", {}, write("after"))
-    folder = store.folder("pool", "k")
+    assert not store.has(POOL)
+    store.make(POOL, write("after"))
+    folder = store.folder(POOL)
     assert (folder / "out.txt").read_text() == "after"
     assert [p for p in folder.parent.iterdir() if p != folder] == []
 
@@ -95,7 +107,7 @@ def _build_counted(root, tally):
         time.sleep(0.3)
         return {}
 
-    Store(Path(root)).make("pool", "k", {}, build)
+    Store(Path(root)).make(POOL, build)
 
 
 def test_two_processes_build_one_artefact_once(tmp_path):
@@ -120,28 +132,50 @@ def test_tree_digest_depends_on_names_and_bytes_not_on_place(tmp_path):
     assert tree_digest(tmp_path / "one") != tree_digest(tmp_path / "two")
 
 
+@dataclass(frozen=True)
+class Base(Recipe):
+    kind = "base"
+    seed: int
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint(Recipe):
+    kind = "checkpoint"
+    version = 4
+    train: TrainingRecipe
+    base: Base
+
+
+TRAIN = TrainingRecipe(learning_rate=0.1, epochs=1)
+
+
 def test_stage_keys_follow_content_and_not_labels_or_paths():
-    base = Stage("base", "base model", {"seed": 0})
-    same = Stage("base", "another label", {"seed": 0}, where={"path": "/elsewhere"})
-    other = Stage("base", "base model", {"seed": 1})
+    base = Stage(Base(0), "base model")
+    same = Stage(Base(0), "another label", path=Path("/elsewhere"))
+    other = Stage(Base(1), "base model")
     assert base.key == same.key != other.key
-    child = Stage("checkpoint", "c", {"recipe": {"steps": 3}}, {"model": base})
-    assert child.key != Stage("checkpoint", "c", {"recipe": {"steps": 3}}, {"model": other}).key
+    child = Stage(Checkpoint(TRAIN, Base(2)), "c", {"model": base})
+    assert child.key != Stage(Checkpoint(TRAIN, Base(2)), "c", {"model": other}).key
+    # Nested settings are plain data, without what is None.
     expected = {
         "kind": "checkpoint",
-        "version": 1,
-        "inputs": {"recipe": {"steps": 3}},
+        "version": 4,
+        "inputs": {
+            "train": TRAIN.model_dump(mode="json", exclude_none=True),
+            "base": {"seed": 2},
+        },
         "parents": {"model": base.key},
     }
     assert child.key == digest(expected)
 
 
-def test_together_puts_parents_first_and_each_once():
-    base = Stage("base", "b")
-    left = Stage("pool", "l", {"n": 1}, {"model": base})
-    right = Stage("pool", "r", {"n": 2}, {"model": base})
-    end = Stage("samples", "e", {}, {"left": left, "right": right})
-    assert [s.label for s in together([end]).values()] == ["b", "l", "r", "e"]
+def test_ancestors_come_first_and_each_once():
+    base = Stage(Base(0), "b")
+    left, right = (Stage(Base(n), f"{n}", {"model": base}) for n in (1, 2))
+    end = Stage(Base(3), "e", {"left": left, "right": right})
+    assert [s.label for s in with_ancestors([end]).values()] == ["b", "1", "2", "e"]
+    assert [s.label for s in end.ancestry()] == ["b", "1", "2", "e"]
 
 
 def test_meta_is_written_last(tmp_path):
@@ -151,5 +185,5 @@ def test_meta_is_written_last(tmp_path):
         assert not (work / META).exists()
         return {}
 
-    made = store.make("pool", "k", {}, build)
+    made = store.make(POOL, build)
     assert json.loads((made.folder / META).read_text())["stage"] == "pool"

@@ -9,15 +9,15 @@ import pytest
 from harness.data.pool import Pool
 from harness.data.queries import Answers
 from harness.experiment import config
-from harness.experiment.progress import no_progress
-from harness.experiment.stage import VERSIONS, together
+from harness.experiment.stage import with_ancestors
 from harness.experiment.store import Store
 from harness.influence import Curvature, CurvatureOptions, fit
 from harness.influence.costs import fit_operations
 from harness.running import cell_record, costs, facts, plan
-from harness.running.builders import Builder
-from harness.running.run import Run, protocol_of
-from harness.running.signals import load_model
+from harness.running.recipes import CurvatureRecipe, FeaturesRecipe, InfluenceRecipe
+from harness.running.run import protocol_of
+from harness.running.workspace import build as build_stage
+from harness.running.workspace import load_model
 from harness.selection import toy
 from harness.selection.subset import read_scores
 
@@ -98,7 +98,7 @@ def answered(store, stage, right):
         Answers(texts, tokens, right).save(work, ids)
         return {}
 
-    store.make("answers", stage.key, stage.recipe, build)
+    store.make(stage, build)
 
 
 def build(made, store, row, fraction=0.5, before=None, after=None):
@@ -109,8 +109,7 @@ def build(made, store, row, fraction=0.5, before=None, after=None):
     cell = made.cell(f"{row}@{fraction:g}#3")
     for stage in cell.subset.ancestry():
         if stage.kind != "model":
-            builder = Builder(stage, store, no_progress, dict)
-            store.make(stage.kind, stage.key, stage.recipe, builder.build)
+            build_stage(stage, store)
     return cell.subset
 
 
@@ -144,9 +143,9 @@ def test_one_curvature_serves_strategies_fractions_and_self_influence(filled):
     stored = Curvature.load(meta.parent)
     cell = made.cell("self_influence@0.5#3")
     reference = cell.subset.parents["scores"].parents["reference"]
-    model = load_model(store.folder(reference.kind, reference.key), "cpu")
+    model = load_model(store.folder(reference), "cpu")
     pool_stage = made.pools["main"]
-    pool = Pool.load(store.folder(pool_stage.kind, pool_stage.key))
+    pool = Pool.load(store.folder(pool_stage))
     own = fit(model, pool, CurvatureOptions())
     for name, tensor in own.tensors().items():
         np.testing.assert_array_equal(stored.tensors()[name].numpy(), tensor.numpy())
@@ -164,11 +163,13 @@ def test_costs_are_counted_once_for_each_part(filled):
     single = costs.selection_cost(made.cell("self_influence@0.5#3").subset, store)
     assert set(single["select_parts"]) == {"choose", "reference", "curvature"}
     assert cost["select_flops"] > single["select_flops"] > 0
-    stage = made.cell("influence/combined@0.5#3").subset.parents["scores"]
-    info = store.get("scores", stage.key).info
+    parameters = toy.models()[0].num_parameters()
     influence = [json.loads(path.read_text())["info"] for path in kinds(store, "influence")]
-    [own] = [i for i in influence if len(i["rank_queries"]["C"]) == 3]
-    assert info["operations"] == curvature["info"]["operations"] + own["operations"]
+    [combined] = [i for i in influence if len(i["rank_queries"]["C"]) == 3]
+    reference = made.cell("full@1#3").checkpoint
+    trained = 6 * store.load(reference).info["train"]["tokens"]
+    operations = curvature["info"]["operations"] + combined["operations"] + trained
+    assert cost["select_flops"] == parameters * operations  # the given answers took none
 
 
 def test_a_row_that_looks_at_another_costs_what_that_one_costs(filled):
@@ -176,7 +177,9 @@ def test_a_row_that_looks_at_another_costs_what_that_one_costs(filled):
     cells = ("random/matched@0.5#3", "influence/combined@0.5#3")
     own, seen = (costs.selection_cost(made.cell(name).subset, store) for name in cells)
     assert own["select_flops"] == seen["select_flops"] > 0  # drawing costs no operation of its own
-    assert own["select_parts"]["row:influence/combined"] == seen["select_seconds"]
+    assert own["select_seconds"] > seen["select_seconds"]
+    for part in ("reference", "answers", "curvature", "influence"):
+        assert own["select_parts"][part] == seen["select_parts"][part]
 
 
 def test_facts_of_a_record(filled):
@@ -187,7 +190,7 @@ def test_facts_of_a_record(filled):
     stability = facts["stability"]
     assert (stability["replicates"], stability["queries"]) == (50, {"C": 2})
     assert 0 <= stability["low"] <= stability["jaccard"] <= stability["high"] <= 1
-    folder = store.folder("scores", subset.parents["scores"].key)
+    folder = store.folder(subset.parents["scores"])
     table = pd.read_parquet(folder / "stability.parquet").set_index("kept")
     assert stability["jaccard"] == table["jaccard"][12]
     assert {"s_C", "place_low", "place_high"} <= set(read_scores(folder))
@@ -217,23 +220,24 @@ def test_one_side_is_enough_for_a_strategy_that_asks_no_more(make, tmp_path):
 def test_several_decodes_go_by_majority(make, tmp_path):
     store, made = Store(tmp_path), make(SEVERAL)
     stage = made.queries["main"]["before"]
-    assert stage.inputs["decoding"] == {"decodes": 3, "temperature": 0.7}
+    assert (stage.recipe.decodes, stage.recipe.temperature) == (3, 0.7)
     before = [[0, 0, 1], [0, 0, 0], [1, 1, 0], *[[0, 0, 0]] * 5]
     after = [[1, 0, 1], [0, 0, 1], [0, 0, 1], *[[0, 0, 0]] * 5]
     subset = build(made, store, "influence/combined", 0.5, before, after)
-    assert subset.parents["scores"].inputs["rule"] == "majority"
+    [influence] = [s for s in subset.ancestry() if s.kind == "influence"]
+    assert influence.recipe.rule == "majority"
     main = facts.facts(made, store)["arms"]["main"]
     assert (main["n_C"], main["n_I"], main["query_decodes"]) == (1, 1, 3)
     [meta] = kinds(store, "influence")
     info = json.loads(meta.read_text())["info"]
     queryset = made.queries["main"]["queryset"]
-    ids = Pool.load(store.folder("queryset", queryset.key)).ids
+    ids = Pool.load(store.folder(queryset)).ids
     assert info["rank_queries"] == {"C": [ids[0]], "I": [ids[2]]}
 
 
 def keys(made):
     ends = [stage for cell in made.cells for stage in cell.samples.values()]
-    return {stage.label: stage.key for stage in together(ends).values()}
+    return {stage.label: stage.key for stage in with_ancestors(ends).values()}
 
 
 def test_decoding_changes_answers_and_what_rests_on_them_alone(make):
@@ -256,17 +260,18 @@ def test_one_greedy_answer_leaves_no_trace_in_the_protocol(make):
 
 @pytest.mark.parametrize(
     ("kind", "stale"),
-    [("influence", "influence/correct"), ("curvature", "self_influence"), ("features", None)],
+    [
+        (InfluenceRecipe, "influence/correct"),
+        (CurvatureRecipe, "self_influence"),
+        (FeaturesRecipe, None),
+    ],
 )
-def test_a_new_engine_makes_exactly_its_scores_stale(make, tmp_path, monkeypatch, kind, stale):
-    def stages():
-        jobs = Run(make(), Store(tmp_path), tmp_path).jobs()
-        return {stage.label: stage.key for job in jobs for stage in job.stages}
-
-    before = stages()
-    monkeypatch.setattr("harness.experiment.stage.VERSIONS", {**VERSIONS, kind: VERSIONS[kind] + 1})
-    changed = {label for label, key in stages().items() if before[label] != key}
+def test_a_new_version_makes_exactly_its_scores_stale(make, monkeypatch, kind, stale):
+    before = keys(make())
+    monkeypatch.setattr(kind, "version", kind.version + 1)
+    after = keys(make())
+    changed = {label for label, key in after.items() if before[label] != key}
     assert (f"scores of {stale}" in changed) is (stale is not None)
     assert not [label for label in changed if "length" in label]
-    assert ("scores of self_influence" in changed) is (kind == "curvature")
-    assert ("scores of influence/few" in changed) is (kind in ("influence", "curvature"))
+    assert ("scores of self_influence" in changed) is (kind is CurvatureRecipe)
+    assert ("scores of influence/few" in changed) is (kind is not FeaturesRecipe)

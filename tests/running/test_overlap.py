@@ -16,15 +16,14 @@ from harness.data import contamination
 from harness.data.pool import Pool
 from harness.data.queries import Answers
 from harness.experiment import config, records
-from harness.experiment.progress import no_progress
-from harness.experiment.stage import together
+from harness.experiment.stage import with_ancestors
 from harness.experiment.store import Store
 from harness.reporting import quotes as texts
 from harness.reporting.footnotes import overlap_notes
 from harness.reporting.results import load
-from harness.running import builders, forecast, overlap, plan
+from harness.running import forecast, overlap, plan, schedule
 from harness.running import run as running
-from harness.running.job import reporting
+from harness.running.workspace import build
 
 TOML = """
 name = "own"
@@ -83,10 +82,10 @@ def pretend(job, report):
     """A worker's target: data sets are real, models are not."""
     store = Store(Path(job.store))
     for stage in job.stages:
-        builder = builders.Builder(stage, store, reporting(report), dict).build
         if stage.kind in MODEL:
-            builder = make_believe(stage, store)
-        store.make(stage.kind, stage.key, stage.recipe, builder, lambda: job.provenance)
+            store.make(stage, make_believe(stage, store), lambda: job.provenance)
+        else:
+            build(stage, store, lambda: job.provenance)
     return {}
 
 
@@ -98,8 +97,7 @@ def make_believe(stage, store):
             (work / "model.safetensors").write_bytes(stage.key.encode())
             return {"train": LOG}
         if stage.kind == "answers":
-            parent = stage.parents["queryset"]
-            queries = Pool.load(store.folder(parent.kind, parent.key))
+            queries = Pool.load(store.folder(stage.parents["queryset"]))
             tokens = np.array([1], np.int32)
             right = np.zeros((len(queries), 1), bool)
             Answers((("a",),) * len(queries), ((tokens,),) * len(queries), right).save(
@@ -108,7 +106,7 @@ def make_believe(stage, store):
             return {}
         seed = int(hashlib.sha256(stage.key.encode()).hexdigest()[:8], 16)
         correct = np.random.default_rng(seed).random(20) < 0.5
-        rows = {"task": stage.inputs["task"], "item": [f"i{n}" for n in range(20)], "decode": 0}
+        rows = {"task": stage.recipe.task, "item": [f"i{n}" for n in range(20)], "decode": 0}
         frame = pd.DataFrame({**rows, "correct": correct, "answer": "1", "response": "#### 1"})
         frame.assign(tokens=3).to_parquet(work / "samples.parquet")
         return {"accuracy": float(correct.mean()), "engine_seconds": 0.0}
@@ -157,10 +155,9 @@ class World:
 
     def make(self, *stages):
         """Make data stages with what they stand on, in this process."""
-        for stage in together(stages).values():
+        for stage in with_ancestors(stages).values():
             assert stage.kind in DATA
-            builder = builders.Builder(stage, self.store, no_progress, dict)
-            self.store.make(stage.kind, stage.key, stage.recipe, builder.build)
+            build(stage, self.store)
 
     def compared(self, made):
         self.make(*(check.stage for check in made.checks))
@@ -172,7 +169,7 @@ class World:
     def pool(self, made, arm="main"):
         stage = made.pools[arm]
         self.make(stage)
-        return Pool.load(self.store.folder(stage.kind, stage.key))
+        return Pool.load(self.store.folder(stage))
 
     def call(self, *arguments):
         return CliRunner().invoke(app.app, [*map(str, arguments), "--store", str(self.store.root)])
@@ -182,16 +179,17 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "run_job", pretend)
-    monkeypatch.setattr(running, "available_cores", lambda: 1)
+def world(tmp_path, monkeypatch, in_process):
+    monkeypatch.setattr(schedule, "run_job", pretend)
+    monkeypatch.setattr(schedule, "available_cores", lambda: 1)
+    monkeypatch.setattr(running, "Workers", in_process)
     monkeypatch.chdir(tmp_path)
     return World(tmp_path)
 
 
 def stages_of(made):
     ends = [stage for cell in made.cells for stage in cell.samples.values()]
-    return {stage.label: stage.key for stage in together(ends).values()}
+    return {stage.label: stage.key for stage in with_ancestors(ends).values()}
 
 
 def test_what_is_planted_is_found_and_nothing_else(world):
@@ -255,13 +253,13 @@ def test_dropped_rows_are_gone_and_reported(world):
     left = world.pool(made)
     assert left.ids == ("p00", "p01", "p03", "p04", "p06", "p08", "p09")
     stage = made.pools["main"]
-    report = world.store.get(stage.kind, stage.key).info["report"]
+    report = world.store.get(stage).info["report"]
     assert (report["rows"], report["kept"]) == (10, 7)
     assert report["problems"] == {
         "overlaps an evaluation item or a query": {"count": 3, "ids": ["p02", "p05", "p07"]}
     }
     queryset = made.queries["main"]["queryset"]
-    info = world.store.get(queryset.kind, queryset.key).info["report"]
+    info = world.store.get(queryset).info["report"]
     assert info["problems"] == {"overlaps an evaluation item": {"count": 1, "ids": ["row-000004"]}}
 
 
@@ -376,7 +374,7 @@ def test_a_run_without_the_rows(world):
         "Overlap: 3 pool rows overlap with exam and the query set and were dropped before anything"
     )
     again = running.Run(made, world.store, world.results, workers=1).execute(running.View())
-    assert again.made == 0
+    assert again.jobs == 0
 
     world.write_pool(["what is 1 + 1?", "what is 1 + 2?"])
     more = world.plan("drop", "drop")

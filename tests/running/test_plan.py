@@ -1,7 +1,5 @@
 """The plan: which cells there are, what they share, and what a change makes stale."""
 
-from pathlib import Path
-
 import pytest
 
 from harness.experiment import config
@@ -10,7 +8,8 @@ from harness.experiment.store import Store
 from harness.running import plan
 from harness.running.explain import explain
 from harness.running.forecast import forecast
-from harness.running.run import Run
+from harness.running.run import wanted_stages
+from harness.running.schedule import missing_stages
 from harness.selection import plugins
 
 TOML = """
@@ -60,14 +59,16 @@ def make(tmp_path):
 
 def fill(store, made):
     """Mark every stage of a plan as stored."""
-    for job in Run(made, store, Path("nowhere")).jobs():
-        for stage in job.stages:
-            store.make(stage.kind, stage.key, stage.recipe, lambda work: {})
+    for stage in missing(store, made):
+        store.make(stage, lambda work: {})
 
 
 def left(store, made):
-    jobs = Run(made, store, Path("nowhere")).jobs()
-    return sorted(stage.label for job in jobs for stage in job.stages)
+    return sorted(stage.label for stage in missing(store, made))
+
+
+def missing(store, made):
+    return missing_stages(wanted_stages(made, made.cells), store).values()
 
 
 def test_cells_by_hand(make):
@@ -100,8 +101,9 @@ def test_fractions_and_seeds_share_the_scores_of_a_deterministic_selector(make):
 
 def test_the_reference_is_the_first_full_checkpoint(make):
     made = make()
-    reference = made.cell("influence/correct@0.5#0").subset.parents["scores"].parents["reference"]
-    assert reference.key == made.cell("full@1#0").checkpoint.key
+    scores = made.cell("influence/correct@0.5#0").subset.parents["scores"]
+    [influence] = [stage for stage in scores.parents.values() if stage.kind == "influence"]
+    assert influence.parents["reference"].key == made.cell("full@1#0").checkpoint.key
 
 
 def test_nothing_is_left_when_all_is_stored(make, tmp_path):
@@ -204,7 +206,7 @@ def test_explain_says_what_changed(make, tmp_path):
     after = make(rate="3e-3")
     story = explain(after, after.cell(name), store, results)
     assert story["state"] == "stale"
-    assert any("recipe.learning_rate 0.001 -> 0.003" in line for line in story["lines"])
+    assert any("train.learning_rate 0.001 -> 0.003" in line for line in story["lines"])
     other = after.cell("random@0.5#0")
     assert explain(after, other, store, results)["state"] == "missing"
 
@@ -219,5 +221,5 @@ def test_unknown_names_are_refused_with_what_exists(make, tmp_path):
 def test_the_forecast_tells_what_influence_costs(make, tmp_path):
     (note,) = (n for n in forecast(make(), Store(tmp_path))["notes"] if n.startswith("Influence"))
     assert "(influence/correct, influence/combined; curvature ekfac)" in note
-    assert "one forward and backward for ranks and scores together;" in note
+    assert "and one for ranks and scores together;" in note
     assert "Measured here" not in note

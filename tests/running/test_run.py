@@ -17,10 +17,11 @@ from harness.experiment import config, records
 from harness.experiment.store import LOG as LOG_FILE
 from harness.experiment.store import Store
 from harness.reporting import quotes
-from harness.running import builders, plan
+from harness.running import plan, schedule
 from harness.running import run as running
 from harness.running.display import View
-from harness.running.job import reporting
+from harness.running.workers import Workers
+from harness.running.workspace import build
 from harness.training.divergence import TrainingDiverged
 
 TOML = """
@@ -59,18 +60,16 @@ def pretend(job, report):
                     file.write(f"{job.attempt} ")
             os.kill(os.getpid(), signal.SIGKILL)
         if os.environ.get("PRETEND_HANG") == stage.label:
-            folder = store.failure_folder(job.stages[0].kind, job.stages[0].key)
+            folder = store.failure_folder(job.stages[0])
             folder.mkdir(parents=True, exist_ok=True)
             (folder / LOG_FILE).write_text("\n".join(f"line {n}" for n in range(50)))
             time.sleep(600)
         if os.environ.get("PRETEND_DIVERGE") == stage.label:
             raise TrainingDiverged(3, "loss is nan")
         if stage.kind not in ("base", "checkpoint", "samples"):
-            progress = reporting(report)
-            builder = builders.Builder(stage, store, progress, dict).build
+            build(stage, store, lambda: job.provenance)
         else:
-            builder = make_believe(stage)
-        store.make(stage.kind, stage.key, stage.recipe, builder, lambda: job.provenance)
+            store.make(stage, make_believe(stage), lambda: job.provenance)
     return {}
 
 
@@ -83,7 +82,7 @@ def make_believe(stage):
             return {"train": LOG}
         seed = int(hashlib.sha256(stage.key.encode()).hexdigest()[:8], 16)
         correct = np.random.default_rng(seed).random(20) < 0.5
-        rows = {"task": stage.inputs["task"], "item": [f"i{n}" for n in range(20)], "decode": 0}
+        rows = {"task": stage.recipe.task, "item": [f"i{n}" for n in range(20)], "decode": 0}
         frame = pd.DataFrame({**rows, "correct": correct, "answer": "1", "response": "#### 1"})
         frame.assign(tokens=3).to_parquet(work / "samples.parquet")
         return {"accuracy": float(correct.mean()), "engine_seconds": 0.0}
@@ -92,8 +91,8 @@ def make_believe(stage):
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "run_job", pretend)
+def world(tmp_path, monkeypatch, in_process):
+    monkeypatch.setattr(schedule, "run_job", pretend)
     path = tmp_path / "pretend.toml"
     path.write_text(TOML)
 
@@ -104,7 +103,7 @@ def world(tmp_path, monkeypatch):
         def run(self, text=TOML, **options):
             path.write_text(text)
             made = plan.make(config.load(path), path)
-            options = {"workers": 1, **options}
+            options = {"workers": 1, "start": in_process, **options}
             summary = running.Run(made, self.store, self.results, **options).execute(View())
             write_texts(made, self.store, self.results)
             return summary
@@ -117,7 +116,7 @@ def world(tmp_path, monkeypatch):
 
 def test_a_run_records_every_cell_once_and_a_second_run_does_nothing(world):
     first = world.run()
-    assert (first.cells, first.found, first.failed) == (11, 0, {})
+    assert (first.cells, first.stored, first.failed) == (11, 0, {})
     lines = records.read(world.results)
     assert len(lines) == 11
     entry = world.newest()["length@0.5#1"]
@@ -131,7 +130,7 @@ def test_a_run_records_every_cell_once_and_a_second_run_does_nothing(world):
     kept, dropped = chosen[chosen["chosen"]], chosen[~chosen["chosen"]]
     assert kept["score"].min() >= dropped["score"].max()
     second = world.run()
-    assert (second.made, second.found) == (0, 11)
+    assert (second.jobs, second.stored) == (0, 11)
     assert records.read(world.results) == lines
 
 
@@ -151,14 +150,14 @@ def test_a_diverging_cell_fails_alone_with_its_step(world, monkeypatch):
 
 def test_a_worker_that_dies_twice_fails_its_cell_only(world, monkeypatch):
     monkeypatch.setenv("PRETEND_STOP", "checkpoint of random@0.5#0")
-    summary = world.run()
+    summary = world.run(start=Workers)
     assert list(summary.failed) == ["random@0.5#0"]
     assert "died" in world.newest()["random@0.5#0"]["error"]["message"]
 
 
 def test_an_evaluation_that_hangs_is_tried_again_and_fails_with_its_log(world, monkeypatch):
     monkeypatch.setenv("PRETEND_HANG", "chain_core of length@0.5#0")
-    summary = world.run(limits=Limits(seconds=1.0))
+    summary = world.run(limits=Limits(seconds=1.0), start=Workers)
     assert list(summary.failed) == ["length@0.5#0"]
     error = world.newest()["length@0.5#0"]["error"]
     assert error["message"].startswith("no end after the time limit of 2 s")  # of its two tasks
@@ -166,14 +165,14 @@ def test_an_evaluation_that_hangs_is_tried_again_and_fails_with_its_log(world, m
     assert sum(e["status"] == "done" for e in world.newest().values()) == 10
     monkeypatch.delenv("PRETEND_HANG")
     again = world.run()
-    assert (again.failed, again.found) == ({}, 10)
+    assert (again.failed, again.stored) == ({}, 10)
 
 
 def test_a_job_that_died_is_begun_with_fewer_sequences(world, monkeypatch, tmp_path):
     path = tmp_path / "attempts"
     monkeypatch.setenv("PRETEND_ATTEMPTS", str(path))
     monkeypatch.setenv("PRETEND_STOP", "chain_far of random@0.5#1")
-    summary = world.run()
+    summary = world.run(start=Workers)
     assert list(summary.failed) == ["random@0.5#1"]
     assert path.read_text().split() == ["0", "1"]
 
@@ -182,7 +181,7 @@ def test_records_are_the_same_after_they_were_lost(world):
     world.run()
     lines = sorted(map(str, records.read(world.results)))
     (world.results / records.RECORDS).unlink()
-    assert world.run().made == 0
+    assert world.run().jobs == 0
     assert sorted(map(str, records.read(world.results))) == lines
 
 

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from harness.experiment import config
-from harness.experiment.progress import no_progress
-from harness.experiment.stage import VERSIONS
+from harness.experiment.stage import with_ancestors
 from harness.experiment.store import Store
 from harness.running import costs, forecast, plan
-from harness.running.builders import Builder
-from harness.running.run import Run
-from harness.running.signals import load_model
+from harness.running.recipes import TrajectoryRecipe
+from harness.running.workspace import build as build_stage
+from harness.running.workspace import load_model
 from harness.selection import toy
 from harness.selection.subset import read_scores, read_subset
 from harness.training import trajectory
@@ -88,19 +87,23 @@ def build(made, store, row):
     subset = made.cell(f"{row}@0.5#3").subset
     for stage in subset.ancestry():
         if stage.kind != "model":
-            builder = Builder(stage, store, no_progress, dict)
-            store.make(stage.kind, stage.key, stage.recipe, builder.build)
+            build_stage(stage, store)
     return subset
 
 
 def runs(made):
-    """The warm-up runs of the plan by row."""
-    found = {}
+    """The training runs that rows look along."""
+    keys = {}
     for cell in made.cells:
         if cell.subset is not None and "scores" in cell.subset.parents:
-            stage = cell.subset.parents["scores"].parents.get("trajectory")
-            found.setdefault(cell.row.row, set()).add(stage and stage.key)
-    return found
+            stage = parent(cell.subset.parents["scores"], "trajectory")
+            keys.setdefault(cell.row.row, set()).add(stage and stage.key)
+    return keys
+
+
+def parent(stage, kind):
+    """The parent of a kind, or None."""
+    return next((p for p in stage.parents.values() if p.kind == kind), None)
 
 
 def test_rows_that_look_along_the_same_run_share_it(made):
@@ -116,7 +119,7 @@ def test_the_forecast_shows_runs_and_their_disk(made, tmp_path):
     assert found["jobs"]["trajectory"] == 3
     needs = {row["row"]: row["needs"] for row in found["rows"]}
     assert needs["tracin"] == needs[LESS] == "trajectory, queryset"
-    assert needs["gradcos"] == "reference, queryset"
+    assert needs["gradcos"] == "checkpoint, queryset"
     # 4 + 2 + 4 checkpoints on the way, the last 4 with moments: three copies of the model each.
     trained = found["jobs"]["checkpoint"]
     parameters = toy.models()[0].num_parameters()
@@ -128,44 +131,47 @@ def test_the_forecast_shows_runs_and_their_disk(made, tmp_path):
 @pytest.mark.parametrize("row", ["tracin", LESS, "gradcos", "self_influence"])
 def test_from_the_file_to_the_chosen_ids(made, store, row):
     subset = build(made, store, row)
-    chosen = read_subset(store.folder(subset.kind, subset.key))
+    chosen = read_subset(store.folder(subset))
     scores = subset.parents["scores"]
-    columns = read_scores(store.folder(scores.kind, scores.key))
+    columns = read_scores(store.folder(scores))
     order = np.argsort(-np.asarray(columns["score"]), kind="stable")[:24]
     assert set(chosen) == {columns["id"][p] for p in order}
     cost = costs.selection_cost(subset, store)
     training = {"gradcos": "reference", "self_influence": "reference"}.get(row, "trajectory")
     fitted = {"curvature"} if row == "self_influence" else set()
     assert set(cost["select_parts"]) == {"choose", training} | fitted
-    run = store.get(scores.parents[training].kind, scores.parents[training].key)
+    run_stage = parent(scores, "checkpoint" if training == "reference" else training)
+    run = store.load(run_stage)
     parameters = toy.models()[0].num_parameters()
-    scoring = store.get(scores.kind, scores.key).info["operations"]
+    scoring = store.load(scores).info["operations"]
     assert scoring > 0
+    if fitted:
+        scoring += store.load(parent(scores, "curvature")).info["operations"]
     expected = parameters * (6 * run.info["train"]["tokens"] + scoring)
     assert cost["select_flops"] == pytest.approx(expected)
     if training == "reference":
-        spent = costs.training_flops(scores.parents[training], store)
+        spent = costs.training_flops(run_stage, store)
         assert spent == 6 * parameters * run.info["train"]["tokens"]
 
 
 def test_the_stored_run_is_the_one_that_was_asked_for(made, store):
     for row, steps in (("tracin", [2, 3, 5, 6]), (LESS, [1, 2])):
-        stage = build(made, store, row).parents["scores"].parents["trajectory"]
-        base = made.cell("base@0#0").samples["mine"].parents["model"].where["path"]
-        folder = store.folder(stage.kind, stage.key)
+        stage = parent(build(made, store, row).parents["scores"], "trajectory")
+        base = made.base.path
+        folder = store.folder(stage)
         found = trajectory.load_trajectory(folder, lambda base=base: load_model(base, "cpu"))
         assert [checkpoint.step for checkpoint in found] == steps
         assert all(0 < checkpoint.rate <= 3e-3 for checkpoint in found)
 
 
-def test_a_new_code_version_of_runs_remakes_what_follows(made, tmp_path, monkeypatch):
-    def stages():
+def test_a_new_version_of_runs_remakes_what_follows(made, monkeypatch):
+    def keys():
         again = plan.make(made.experiment, made.file)
-        store = Store(tmp_path)
-        return {s.label: s.key for job in Run(again, store, tmp_path).jobs() for s in job.stages}
+        ends = [stage for cell in again.cells for stage in cell.samples.values()]
+        return {stage.label: stage.key for stage in with_ancestors(ends).values()}
 
-    before = stages()
-    monkeypatch.setattr("harness.experiment.stage.VERSIONS", {**VERSIONS, "trajectory": -1})
-    changed = {label for label, key in stages().items() if before[label] != key}
+    before = keys()
+    monkeypatch.setattr(TrajectoryRecipe, "version", -1)
+    changed = {label for label, key in keys().items() if before[label] != key}
     assert "scores of tracin" in changed
     assert not [label for label in changed if "gradcos" in label or "length" in label]

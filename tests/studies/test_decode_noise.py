@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from harness.running.evaluation_builders import repeated
 from typer.testing import CliRunner
 
 from harness.cli.app import app, main
 from harness.evaluation.settings import Limits
 from harness.experiment import config, records
 from harness.experiment.store import Store
-from harness.running import builders, plan
+from harness.running import plan, schedule
 from harness.running import run as running
 from harness.running.display import View
-from harness.running.job import Job, reporting
+from harness.running.job import Job
+from harness.running.workspace import build
 from harness.studies import decode_noise as noise
 
 TOML = """
@@ -67,8 +67,9 @@ def pretend(job, report):
         elif stage.kind in ("base", "checkpoint", "samples"):
             builder = nothing
         else:
-            builder = builders.Builder(stage, store, reporting(report), dict).build
-        store.make(stage.kind, stage.key, stage.recipe, builder, lambda: job.provenance)
+            build(stage, store, lambda: job.provenance)
+            continue
+        store.make(stage, builder, lambda: job.provenance)
     return {}
 
 
@@ -80,10 +81,10 @@ def answers(stage):
     """Item i is right in repetition r where (i + r * PRETEND_NOISE) is even."""
 
     def write(work):
-        number, moved = stage.inputs["repetition"], int(os.environ.get("PRETEND_NOISE", "0"))
-        decodes = next(iter(stage.inputs["samples"].values()))["inputs"]["decodes"]
+        number, moved = stage.recipe.repetition, int(os.environ.get("PRETEND_NOISE", "0"))
+        decodes = stage.recipe.samples[0].decodes
         frames = []
-        for task in stage.inputs["samples"]:
+        for task in [samples.task for samples in stage.recipe.samples]:
             # Rows come in another order each time; only ids say what belongs together.
             order = np.random.default_rng(number).permutation(20)
             part = pd.DataFrame({"item": [ITEMS[i] for i in order], "at": order})
@@ -101,7 +102,7 @@ def answers(stage):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "run_job", pretend)
+    monkeypatch.setattr(schedule, "run_job", pretend)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COTSIEVE_STORE", "store")
     monkeypatch.setenv("COLUMNS", "80")
@@ -118,10 +119,12 @@ def world(tmp_path, monkeypatch):
         def fill(self, only, text=TOML):
             """Store everything behind the cells of a row, but for their samples."""
             made = self.plan(text)
-            for job in running.Run(made, self.store, self.results, only=f"row={only}").jobs():
+            cells = [cell for cell in made.cells if cell.row.row == only]
+            run = running.Run(made, self.store, self.results)
+            for job in run.scheduler.jobs(running.wanted_stages(made, cells)):
                 for stage in job.stages:
                     if stage.kind != "samples":
-                        self.store.make(stage.kind, stage.key, stage.recipe, nothing)
+                        self.store.make(stage, nothing)
 
         def noise(self, *arguments, code=0, text=TOML):
             self.plan(text)
@@ -219,9 +222,9 @@ def test_sampled_answers_get_seeds_and_the_binomial_deviation(world, monkeypatch
     made = world.plan(SAMPLED)
     run = running.Run(made, world.store, world.results)
     stages = noise.Noise(run, made.cell("full@1#0"), 5).stages
-    assert len({stage.inputs["seed"] for stage in stages}) == 5
+    assert len({stage.recipe.seed for stage in stages}) == 5
     other = noise.Noise(run, made.cell("full@1#1"), 5).stages
-    assert not {s.inputs["seed"] for s in stages} & {s.inputs["seed"] for s in other}
+    assert not {s.recipe.seed for s in stages} & {s.recipe.seed for s in other}
 
 
 def test_a_repetition_is_the_samples_of_a_run_in_another_order(world):
@@ -229,11 +232,12 @@ def test_a_repetition_is_the_samples_of_a_run_in_another_order(world):
     cell = made.cell("full@1#0")
     run = running.Run(made, world.store, world.results)
     stages = noise.Noise(run, cell, 4).stages
-    assert [stage.inputs["order"] is None for stage in stages] == [True, False, False, False]
-    assert len({stage.inputs["order"] for stage in stages}) == 4
-    assert all("seed" not in stage.inputs for stage in stages)
+    assert [stage.recipe.order is None for stage in stages] == [True, False, False, False]
+    assert len({stage.recipe.order for stage in stages}) == 4
+    assert all(stage.recipe.seed is None for stage in stages)
     for stage in stages:
-        assert [s.key for s in repeated(stage)] == [s.key for s in cell.samples.values()]
+        assert list(stage.recipe.samples) == [s.recipe for s in cell.samples.values()]
+        assert stage.parents["model"].key == cell.model.key
     assert Job(stages[:1], "", limits=Limits(seconds=9.0)).seconds == 18.0  # two tasks
     limited = running.Run(made, world.store, world.results, limits=Limits(sequences=4))
     narrow = noise.Noise(limited, cell, 4).stages
@@ -290,7 +294,7 @@ def test_repetitions_that_are_not_of_a_kind_are_told(world, monkeypatch):
     run = running.Run(made, world.store, world.results, workers=1)
     found = noise.Noise(run, made.cell("full@1#0"), 3)
     assert found.make(View()) is None
-    folder = world.store.folder("noise", found.stages[1].key)
+    folder = world.store.folder(found.stages[1])
     meta = json.loads((folder / "meta.json").read_text())
     meta["info"]["engine"]["sequences"] = 32
     (folder / "meta.json").write_text(json.dumps(meta))
@@ -327,8 +331,7 @@ def test_a_real_engine_repeats_what_a_run_measured(tmp_path, monkeypatch):
     samples = records.newest(records.read(tmp_path / "greedy"))["full@1#0"]["samples"]
     known = pd.read_parquet(tmp_path / "greedy" / samples)
     first, second = (
-        pd.read_parquet(store.folder("noise", stage.key) / "samples.parquet")
-        for stage in greedy.stages[:2]
+        pd.read_parquet(store.folder(stage) / "samples.parquet") for stage in greedy.stages[:2]
     )
     pd.testing.assert_frame_equal(first, known)
     assert list(second["item"]) == list(known["item"])

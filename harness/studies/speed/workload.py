@@ -119,7 +119,7 @@ class WorkloadRecipe(Recipe):
 
 def prepare(workload: Workload, store: Store) -> Path:
     """The folder of a prepared workload; ValueError where it needs data that are not there."""
-    sources = ()
+    sources: tuple[str, ...] = ()
     if workload.shape is not None and not workload.random:
         sources = tuple(str(folder_of(name, workload.name)) for name in (DATA, TOKENIZER))
     stage = Stage(WorkloadRecipe(workload, sources), f"workload {workload.name}")

@@ -12,20 +12,20 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from harness.experiment.config import TrainingRecipe
 from harness.experiment.store import Store
 from harness.studies.influence import predict
 from harness.studies.influence.measure import ANCHOR, SHUFFLED, measure
 from harness.studies.influence.protocol import Protocol, Stages
 from harness.studies.influence.report import build
 from harness.studies.influence.study import Study
-from harness.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[3]
 SMALL = Protocol(
     base="tiny",
     pool_size=240,
     queries=60,
-    recipe=Recipe(learning_rate=1e-3, max_tokens=128, budget="steps", steps=60),
+    recipe=TrainingRecipe(learning_rate=1e-3, max_tokens=128, budget="steps", steps=60),
     halves=24,
     seeds=(0, 1),
     removed=(0.1,),
@@ -217,7 +217,7 @@ def test_the_scores_order_the_curvatures(tmp_path, monkeypatch):
     # A retraining that went missing is made again, to the same bits; nothing else is.
     *_, stage = study._halves()[0]
     before = (tmp_path / "results" / "outcomes.parquet").read_bytes()
-    shutil.rmtree(store.folder(stage.kind, stage.key))
+    shutil.rmtree(store.folder(stage))
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("meta.json")}
     Study(SMALL, store, 2, Console(quiet=True), peer=False).run(tmp_path / "results")
     assert (tmp_path / "results" / "outcomes.parquet").read_bytes() == before
