@@ -157,10 +157,10 @@ def test_a_worker_that_dies_twice_fails_its_cell_only(world, monkeypatch):
 
 def test_an_evaluation_that_hangs_is_tried_again_and_fails_with_its_log(world, monkeypatch):
     monkeypatch.setenv("PRETEND_HANG", "chain_core of length@0.5#0")
-    summary = world.run(limits=Limits(seconds=1.0), start=Workers)
+    summary = world.run(limits=Limits(seconds=3.0), start=Workers)
     assert list(summary.failed) == ["length@0.5#0"]
     error = world.newest()["length@0.5#0"]["error"]
-    assert error["message"].startswith("no end after the time limit of 2 s")  # of its two tasks
+    assert error["message"].startswith("no end after the time limit of 6 s")  # of its two tasks
     assert error["log"].splitlines() == [f"line {n}" for n in range(30, 50)]
     assert sum(e["status"] == "done" for e in world.newest().values()) == 10
     monkeypatch.delenv("PRETEND_HANG")
