@@ -355,7 +355,7 @@ MODELS = {
     "[pool]": config.PoolConfig,
     "[query]": config.QueryConfig,
     "[model]": config.ModelConfig,
-    "[train]": config.TrainConfig,
+    "[train]": config.TrainingRecipe,
     "[evaluate]": config.EvaluateConfig,
     "[[task]]": config.TaskConfig,
     "[grid]": config.GridConfig,
