@@ -16,20 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import __version__
-from harness.cli import tools
+from harness.cli import options, tools
 from harness.cli.options import (
-    FOUR_HOURS,
-    Arm,
-    AsJson,
-    BatchInvariant,
-    CellName,
-    EngineMemory,
-    EngineSequences,
-    ExperimentName,
-    StoreFolder,
-    TaskData,
-    TaskLimit,
-    Verbose,
     argument,
     err,
     load_plan,
@@ -89,7 +77,7 @@ def list_(
     what: Annotated[
         str, argument("selectors, tasks or experiments; all three by default.")
     ] = "all",
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """List selectors, evaluation tasks and experiments."""
     if what not in ("all", *SECTIONS):
@@ -130,12 +118,12 @@ def _experiments() -> dict[str, str]:
 
 @app.command("plan")
 def plan_(
-    experiment: ExperimentName,
-    store: StoreFolder = None,
-    task_data: TaskData = None,
-    as_json: AsJson = False,
+    experiment: options.ExperimentName,
+    store: options.StoreFolder = None,
+    task_data: options.TaskData = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Show an experiment's cells, what is stored already, and the cost of the rest."""
+    """Show cells, what is stored already, and the cost of the rest."""
     from harness.running import forecast
 
     picture = forecast.forecast(load_plan(experiment, task_data), open_store(store))
@@ -153,12 +141,12 @@ def plan_(
 
 @app.command("overlap")
 def overlap_(
-    experiment: ExperimentName,
-    store: StoreFolder = None,
-    task_data: TaskData = None,
-    as_json: AsJson = False,
+    experiment: options.ExperimentName,
+    store: options.StoreFolder = None,
+    task_data: options.TaskData = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """List questions that occur in more than one data set of an experiment; trains nothing."""
+    """List questions that occur in more than one data set; trains nothing."""
     from harness.running import overlap
     from harness.running.display import LiveView
     from harness.running.run import Run
@@ -182,7 +170,7 @@ def overlap_(
 
 @app.command("run")
 def run_(
-    experiment: ExperimentName,
+    experiment: options.ExperimentName,
     only: Annotated[str | None, option("Run only some cells: selector=NAME or row=NAME.")] = None,
     executor: Annotated[str, option("Where jobs run: local.")] = "local",
     workers: Annotated[
@@ -190,13 +178,13 @@ def run_(
         option("Worker processes; default: one per core, one on a GPU.", min=1),
     ] = None,
     report: Annotated[bool, option("Build the report at the end.")] = True,
-    verbose: Verbose = False,
-    store: StoreFolder = None,
-    task_data: TaskData = None,
-    task_limit: TaskLimit = FOUR_HOURS,
-    engine_memory: EngineMemory = None,
-    engine_sequences: EngineSequences = None,
-    batch_invariant: BatchInvariant = False,
+    verbose: options.Verbose = False,
+    store: options.StoreFolder = None,
+    task_data: options.TaskData = None,
+    task_limit: options.TaskLimit = options.FOUR_HOURS,
+    engine_memory: options.EngineMemory = None,
+    engine_sequences: options.EngineSequences = None,
+    batch_invariant: options.BatchInvariant = False,
 ) -> None:
     """Run what an experiment still lacks, then build its report."""
     from harness.evaluation.environment import check_environment
@@ -247,7 +235,10 @@ def report_(
         ),
     ],
 ) -> None:
-    """Build tables, figures and an HTML page from stored records; needs no GPU, torch or store."""
+    """Build tables, figures and an HTML page from stored records.
+
+    Needs no GPU, no torch and no store.
+    """
     _report([results_folder(experiment).name for experiment in experiments])
 
 
@@ -266,16 +257,16 @@ def _report(names: Sequence[str]) -> None:
 
 @app.command("subset")
 def subset_(
-    experiment: ExperimentName,
+    experiment: options.ExperimentName,
     selector: Annotated[str, argument("A row, such as influence/combined or random.")],
     fraction: Annotated[float, option("Fraction of the pool.")],
     out_file: Annotated[Path, option("A .jsonl or .parquet file to write.", "--out")],
     seed: Annotated[int, option("Seed of the cell.")] = 0,
-    arm: Arm = "main",
-    store: StoreFolder = None,
-    task_data: TaskData = None,
+    arm: options.Arm = "main",
+    store: options.StoreFolder = None,
+    task_data: options.TaskData = None,
 ) -> None:
-    """Write the examples that a finished row selected, best first, ready to train on."""
+    """Write the examples that a row selected, best first, to train on."""
     from harness.running.export import export
 
     plan = load_plan(experiment, task_data)
@@ -285,13 +276,13 @@ def subset_(
 
 @app.command("explain")
 def explain_(
-    experiment: ExperimentName,
-    cell: CellName,
-    store: StoreFolder = None,
-    task_data: TaskData = None,
-    as_json: AsJson = False,
+    experiment: options.ExperimentName,
+    cell: options.CellName,
+    store: options.StoreFolder = None,
+    task_data: options.TaskData = None,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Show where a cell's result comes from, or why it is missing, stale or failed."""
+    """Show where a result comes from, or why it is missing or stale."""
     from harness.running.explain import explain
 
     plan = load_plan(experiment, task_data)
@@ -308,7 +299,7 @@ def explain_(
 def check_(
     selector: Annotated[str, argument("A selector's name, as `cotsieve list` shows it.")],
     only: Annotated[list[str] | None, option("Check this property alone; may be repeated.")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Run the conformance tests on a selector."""
     from harness.selection import conformance

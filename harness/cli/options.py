@@ -66,7 +66,7 @@ BatchInvariant = Annotated[
         "Use vLLM kernels whose results do not depend on the batch (GPU only).", "--batch-invariant"
     ),
 ]
-FOUR_HOURS = 4 * 3600.0
+FOUR_HOURS = 4 * 3600
 
 
 def load_plan(experiment: str, task_data: Path | None = None, batch_invariant: bool = False) -> Any:

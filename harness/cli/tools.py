@@ -12,17 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.cli import options
 from harness.cli.options import (
-    FOUR_HOURS,
-    AsJson,
-    BatchInvariant,
-    EngineMemory,
-    EngineSequences,
-    ExperimentName,
-    StoreFolder,
-    TaskData,
-    TaskLimit,
-    Verbose,
     argument,
     err,
     load_plan,
@@ -94,12 +85,12 @@ def influence(
     ] = None,
     dtype: Annotated[str, option("float32 or bfloat16.")] = "float32",
     device: Annotated[str | None, option("Device; default: cuda if available.")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Score training examples by their influence on queries; needs no experiment file.
+    """Score training examples by their influence on queries.
 
-    A higher score means that more training on the example raises the log-probability of the
-    queries' responses. The same command continues a run that was stopped.
+    Needs no experiment file. A higher score means that more training on the example raises the
+    log-probability of the queries' responses. The same command continues a run that was stopped.
     """
     from harness.experiment.progress import Bars
     from harness.influence import from_files
@@ -159,7 +150,7 @@ def grade(
         Path | None,
         option("Where verdicts go; default: FILE ending in .graded.jsonl.", "--out"),
     ] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Grade existing responses and print accuracy with its interval.
 
@@ -260,7 +251,7 @@ def compare(
 
 
 def noise(
-    experiment: ExperimentName,
+    experiment: options.ExperimentName,
     cell: Annotated[
         str | None,
         option(
@@ -268,19 +259,19 @@ def noise(
         ),
     ] = None,
     repeats: Annotated[int, option("Number of evaluations.", min=2)] = 8,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
-    store: StoreFolder = None,
-    task_data: TaskData = None,
-    task_limit: TaskLimit = FOUR_HOURS,
-    engine_memory: EngineMemory = None,
-    engine_sequences: EngineSequences = None,
-    batch_invariant: BatchInvariant = False,
+    as_json: options.AsJson = False,
+    verbose: options.Verbose = False,
+    store: options.StoreFolder = None,
+    task_data: options.TaskData = None,
+    task_limit: options.TaskLimit = options.FOUR_HOURS,
+    engine_memory: options.EngineMemory = None,
+    engine_sequences: options.EngineSequences = None,
+    batch_invariant: options.BatchInvariant = False,
 ) -> None:
-    """Evaluate one checkpoint repeatedly: how much does its accuracy vary by chance?
+    """Measure how much a checkpoint's accuracy varies by chance.
 
-    Each evaluation takes the items in another order, and samples answers with other seeds. The same
-    command continues a run that was stopped.
+    It is evaluated repeatedly, each time with the items in another order and with other seeds for
+    sampled answers. The same command continues a run that was stopped.
     """
     from harness.evaluation.environment import check_environment
 
