@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -173,14 +171,8 @@ def grade(
         print_lines([*grade_file.lines(graded), f"verdicts: {target}"])
 
 
-def _print_json(value: Any) -> None:
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write(text + "\n")
-
-
 def _print(parts: Iterable[RenderableType]) -> None:
     """Tables keep to the terminal's width; texts are not cut into lines."""
-    out = Console()
     for part in parts:
         out.print(part, soft_wrap=isinstance(part, Text))
 
@@ -197,7 +189,7 @@ def stats(
         str | None,
         typer.Option(help="Method to compare with; default: random, else the first one."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Analyse any table of outcomes: means, intervals, paired tests, corrections, power.
 
@@ -211,7 +203,7 @@ def stats(
 
     analysis = outcomes.analyse(outcomes.read(file), np.random.default_rng(0), reference)
     if as_json:
-        _print_json(as_dict(analysis))
+        print_json(as_dict(analysis))
     else:
         _print(tables(analysis))
 
@@ -227,7 +219,7 @@ def compare(
         float | None, typer.Option(help="Fraction of the pool; default: the middle one.")
     ] = None,
     arm: Annotated[str, typer.Option(help="Variant of the pool.")] = "main",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare two rows of an experiment from its records: paired differences, choices, costs."""
     import numpy as np
@@ -248,11 +240,11 @@ def compare(
     for number, row in enumerate(rows):
         compared = comparison.compare(arms[arm], row, b, fraction, np.random.default_rng(0))
         if as_json:
-            _print_json(as_dict(compared))
+            print_json(as_dict(compared))
             return
         if number:
-            Console().print()
-            Console().rule()
+            out.print()
+            out.rule()
         _print(tables(compared))
 
 
