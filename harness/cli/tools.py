@@ -189,7 +189,7 @@ def stats(
         str | None,
         typer.Option(help="Method to compare with; default: random, else the first one."),
     ] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Analyse any table of outcomes: means, intervals, paired tests, corrections, power.
 
@@ -219,13 +219,12 @@ def compare(
         float | None, typer.Option(help="Fraction of the pool; default: the middle one.")
     ] = None,
     arm: Annotated[str, typer.Option(help="Variant of the pool.")] = "main",
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Compare two rows of an experiment from its records: paired differences, choices, costs."""
     import numpy as np
 
     from harness.experiment import config
-    from harness.experiment.paths import RESULTS
     from harness.reporting import comparison, results
     from harness.reporting.comparison.render import as_dict, tables
 
