@@ -201,7 +201,7 @@ def page(session: nox.Session) -> None:
                 "(Debian: apt-get install chromium), or its path in COTSIEVE_CHROMIUM"
             )
     pictures = ROOT / "build" / "pages"
-    tests = ["-m", "browser", "tests/report/test_page_browser.py", *session.posargs]
+    tests = ["-m", "browser", "tests/reporting/test_page_browser.py", *session.posargs]
     session.run("pytest", *tests, env={"COTSIEVE_SCREENSHOTS": str(pictures)})
 
 

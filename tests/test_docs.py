@@ -209,6 +209,12 @@ def test_every_nox_session_exists(words):
         parser().parse_args(words[3:])
 
 
+def test_every_file_that_a_session_names_exists():
+    for node in ast.walk(ast.parse((ROOT / "noxfile.py").read_text())):
+        if isinstance(node, ast.Constant) and re.fullmatch(r"tests/\S+", str(node.value)):
+            assert (ROOT / node.value).exists(), node.value
+
+
 def test_the_readme_lists_every_command():
     section = (ROOT / "README.md").read_text().partition("## Commands")[2].partition("\n## ")[0]
     listed = {
