@@ -18,6 +18,7 @@ import typer
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
+import harness
 from harness.cli.app import app
 from harness.experiment import config
 from harness.reporting.numbers import MINUS
@@ -355,6 +356,15 @@ def test_every_shipped_selector_has_a_row():
         name for cells in table_rows(text)[1:] for name in re.findall(r"`(\w+)[/`]", cells[0])
     }
     assert {path.stem.rstrip("_") for path in (ROOT / "selectors").glob("*.py")} <= listed
+
+
+def test_every_request_has_a_row():
+    table = (
+        (ROOT / "docs/selectors.md").read_text().partition("| request |")[2].partition("\n\n")[0]
+    )
+    listed = {name for cells in table_rows(table) for name in re.findall(r"`(\w+)\(", cells[0])}
+    requests = {kind.__name__ for kind in harness.Request.__subclasses__()}
+    assert listed == {name for name in harness.__all__ if name in requests} == requests
 
 
 MODELS = {
