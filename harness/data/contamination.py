@@ -101,22 +101,22 @@ def describe(findings: Sequence[Finding]) -> str:
     """The findings for a reader: counts for every two sets, the first rows, and what to do."""
     if not findings:
         return "no question occurs in two data sets"
-    lines = ["data sets overlap; expected no question in two of them", *counted(findings)]
-    lines += [line for finding in findings[:SHOWN] for line in told(finding)]
+    lines = ["data sets overlap; expected no question in two of them", *overlap_counts(findings)]
+    lines += [line for finding in findings[:SHOWN] for line in finding_lines(finding)]
     if len(findings) > SHOWN:
         lines.append(f"  ... and {len(findings) - SHOWN} more")
     return "\n".join([*lines, remedy(findings)])
 
 
-def counted(findings: Iterable[Finding]) -> list[str]:
-    """How many rows and items of every two sets overlap, a line each."""
+def overlap_counts(findings: Iterable[Finding]) -> list[str]:
+    """How many rows and items of two sets overlap, one line per pair of sets."""
     pairs: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in findings:
         pairs[finding.side, finding.other].append(finding)
     return [f"  {_counted(*names, overlap)}" for names, overlap in pairs.items()]
 
 
-def told(finding: Finding) -> list[str]:
+def finding_lines(finding: Finding) -> list[str]:
     """One finding: a line that names both, and how the two begin."""
     f = finding
     row = f"query {f.id!r}" if f.side == QUERY else f"pool row {f.id!r}"
@@ -128,7 +128,7 @@ def told(finding: Finding) -> list[str]:
 def remedy(findings: Iterable[Finding]) -> str:
     """What an experiment may say of them, and under which of its tables."""
     tables = " and ".join(sorted({f"[{finding.side}]" for finding in findings}))
-    return f'{tables} overlap = "drop" leaves these rows out; overlap = "keep" keeps them knowingly'
+    return f'{tables} overlap = "drop" leaves these rows out; overlap = "keep" keeps them'
 
 
 def _counted(side: str, other: str, findings: Sequence[Finding]) -> str:

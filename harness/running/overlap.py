@@ -26,11 +26,11 @@ from harness.data.contamination import (
     WORDS,
     Finding,
     Questions,
-    counted,
     describe,
+    finding_lines,
+    overlap_counts,
     overlaps,
     remedy,
-    told,
 )
 from harness.data.items import ITEMS_FILE, read_items
 from harness.data.pool import Pool
@@ -262,8 +262,8 @@ def listing(checks: Iterable[Check], store: Store) -> list[str]:
     for check in checks:
         found = check.found(store)
         outcome = f" ({OUTCOMES[check.action][1]}):" if found else ": no overlap"
-        lines += [f"{check.title} and {check.sets}{outcome}", *counted(found)]
-        lines += [line for finding in found for line in told(finding)]
+        lines += [f"{check.title} and {check.sets}{outcome}", *overlap_counts(found)]
+        lines += [line for finding in found for line in finding_lines(finding)]
         refused += found if check.action == REFUSE else []
     return [*lines, remedy(refused)] if refused else lines
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from harness.data.pool import Pool
 from harness.data.queries import Queries as AnsweredQueries
+from harness.experiment.config import check_decodes
 from harness.influence.options import CurvatureOptions
 
 if TYPE_CHECKING:  # named in the results of requests, as text
@@ -73,11 +74,9 @@ class Decodes(Request[npt.NDArray[np.bool_]]):
     def __post_init__(self) -> None:
         if self.k < 1:
             raise ValueError(f"k is {self.k}; expected at least 1 decode")
-        if self.temperature <= 0:
-            raise ValueError(
-                f"temperature is {self.temperature}; expected more than 0: "
-                "greedy decodes are all the same"
-            )
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}; expected at least 0")
+        check_decodes(self.k, self.temperature)
 
 
 @dataclass(frozen=True)

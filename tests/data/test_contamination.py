@@ -270,8 +270,7 @@ def test_findings_in_words():
         "  query 'q2' and item 's1' of 'sums': same question",
         "    What is 4 + 4?",
         "    What is 4+4",
-        '[pool] and [query] overlap = "drop" leaves these rows out; '
-        'overlap = "keep" keeps them knowingly',
+        '[pool] and [query] overlap = "drop" leaves these rows out; overlap = "keep" keeps them',
     ]
 
 

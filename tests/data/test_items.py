@@ -84,7 +84,7 @@ def test_lm_evals_documents(path) -> None:
 
 
 def test_the_longest_prompt_of_an_engine(path) -> None:
-    from harness.running.evaluation_builders import _longest_prompt
+    from harness.running.answer_builders import _longest_prompt
 
     longest = max(len(item["prompt"].encode()) for item in ITEMS)
     assert _longest_prompt(path) == longest + 8
@@ -94,8 +94,9 @@ def test_questions_of_the_overlap_check_and_of_the_report(path) -> None:
     from harness.cli.quotes import _questions
     from harness.running.overlap import _items
 
-    stage = SimpleNamespace(kind="items", key="k", label="items", inputs={})
-    store = SimpleNamespace(get=lambda kind, key: SimpleNamespace(folder=path.parent))
+    stage = SimpleNamespace(recipe=None)
+    artefact = SimpleNamespace(folder=path.parent)
+    store = SimpleNamespace(get=lambda stage: artefact, load=lambda stage: artefact)
     assert _items(stage, store) == [(item["id"], item["question"]) for item in ITEMS]
     samples = SimpleNamespace(parents={"items": stage})
     shown = {("mine", item["id"]) for item in ITEMS}

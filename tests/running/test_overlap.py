@@ -409,7 +409,7 @@ def test_the_command_lists_what_it_finds(world):
         "pool rows and exam, the query set (refused):",
     ]
     assert listed.stdout.endswith(
-        '\n[pool] overlap = "drop" leaves these rows out; overlap = "keep" keeps them knowingly\n'
+        '\n[pool] overlap = "drop" leaves these rows out; overlap = "keep" keeps them\n'
     )
     assert world.kinds() == DATA
     assert not world.results.exists()
