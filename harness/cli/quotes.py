@@ -12,6 +12,7 @@ from harness.experiment.records import parquet_bytes
 from harness.experiment.stage import Stage
 from harness.experiment.store import Store
 from harness.reporting import quotes
+from harness.reporting.results import load
 from harness.running.plan import Plan
 from harness.running.recipes import BuiltinItemsRecipe
 
@@ -21,27 +22,23 @@ def write_texts(plan: Plan, store: Store, folder: Path) -> None:
 
     Files whose artefacts are in another store stay as they are.
     """
-    # Here, since a run would otherwise start with everything that reports need.
-    from harness.reporting.page import answers, examples
-    from harness.reporting.results import load
-
     if not records.read(folder):
         return
     arms = {results.arm: results for results in load(folder)}
     asked: set[tuple[str, str]] = set()
     for arm, stage in plan.pools.items():
-        made = store.get(stage)
-        if made is not None:
+        pool = store.get(stage)
+        if pool is not None:
             ours = plan.experiment.pool.testbed is not None
-            shown = None if ours else examples.shown(arms[arm])
+            shown = None if ours else quotes.shown_examples(arms[arm])
             columns = ["id", *quotes.EXAMPLE_COLUMNS]
-            frame = pd.read_parquet(made.folder / "pool.parquet", columns=columns)
-            kept = quotes.examples(frame, shown)
+            frame = pd.read_parquet(pool.folder / "pool.parquet", columns=columns)
+            kept = quotes.kept_examples(frame, shown)
             records.write_atomic(folder / quotes.examples_file(arm), parquet_bytes(kept))
-        asked |= set(answers.shown(arms[arm]))
-    kept = [_questions(task, s, store, asked) for task, s in plan.cells[0].samples.items()]
-    if kept and all(frame is not None for frame in kept):
-        whole = pd.concat(kept, ignore_index=True)
+        asked |= set(quotes.shown_questions(arms[arm]))
+    parts = [_questions(task, s, store, asked) for task, s in plan.cells[0].samples.items()]
+    if parts and all(frame is not None for frame in parts):
+        whole = pd.concat(parts, ignore_index=True)
         records.write_atomic(folder / quotes.QUESTIONS, parquet_bytes(whole))
 
 
@@ -62,6 +59,6 @@ def _questions(
         ],
         columns=["task", "item", *quotes.QUESTION_COLUMNS],
     )
-    return quotes.questions(
+    return quotes.kept_questions(
         frame, None if isinstance(items.recipe, BuiltinItemsRecipe) else sorted(shown)
     )

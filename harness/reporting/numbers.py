@@ -6,12 +6,9 @@ import math
 from collections.abc import Iterable
 
 MEAN = "mean"
-
-
+"""The task that stands for the mean over all tasks."""
 NONE = "\N{EN DASH}"
 """Stands where a number is undefined."""
-
-
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -38,18 +35,27 @@ def interval(low: float, high: float) -> str:
 
 def p_value(p: float) -> str:
     """A p value for a reader."""
-    if not math.isfinite(p):
-        return NONE
-    if p < 0.001:
+    if math.isfinite(p) and p < 0.001:
         return "<0.001"
-    return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    return number(p, 3 if p < 0.1 else 2)
+
+
+def compact(value: float, most: int = 2) -> str:
+    """About three digits, `most` of them after the point."""
+    return number(value, min(most, 0 if value >= 100 else 1 if value >= 10 else 2))
 
 
 def seconds(value: float) -> str:
     """Seconds with about three digits."""
+    return compact(value, most=1)
+
+
+def significant(value: float) -> str:
+    """Three significant digits, or all digits before the point."""
     if not math.isfinite(value):
         return NONE
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+    return text.replace("-", MINUS)
 
 
 def percent(fraction: float) -> str:

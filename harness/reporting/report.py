@@ -16,20 +16,18 @@ import numpy as np
 import pandas as pd
 
 from harness.reporting import figures, page, tables
-from harness.reporting.results import MAIN, OUTCOME_COLUMNS, Results, arms, load
+from harness.reporting.results import MAIN, Results, arms, load
 from harness.stats import summarise
-
-__all__ = ["OUTCOME_COLUMNS", "Results", "build", "load"]
 
 
 def build(results_dir: Path, out_dir: Path, only: str | None = None) -> list[Path]:
     """Write tables, figures and page of every arm, or of `only` one; main into `out_dir` itself."""
     loaded = {results.arm: results for results in load(results_dir)}
-    made = {arm: tables.main(results, _summary(results)) for arm, results in loaded.items()}
+    main = {arm: tables.main(results, _summary(results)) for arm, results in loaded.items()}
     written = []
     for arm, results in loaded.items():
         if only is None or arm == only:
-            written += build_arm(results, out_dir if arm == MAIN else out_dir / arm, made)
+            written += _build_arm(results, out_dir if arm == MAIN else out_dir / arm, main)
     return written
 
 
@@ -49,18 +47,15 @@ def build_all(folders: Sequence[tuple[Path, Path]]) -> list[list[Path]]:
     return written
 
 
-def build_arm(
-    results: Results, folder: Path, made: Mapping[str, pd.DataFrame] | None = None
-) -> list[Path]:
+def _build_arm(results: Results, folder: Path, main: Mapping[str, pd.DataFrame]) -> list[Path]:
     """Write the report of one arm into `folder`, and remove what no longer applies.
 
-    `made` holds the main tables of all arms; without them the arm stands alone.
+    `main`: the main tables of all arms.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    made = made or {results.arm: tables.main(results, _summary(results))}
-    table = made[results.arm]
+    table = main[results.arm]
     drawn = figures.draw(results, table, folder)
-    sheets = tables.sheets(results, table, made)
+    sheets = tables.sheets(results, table, main)
     _remove(folder, set(figures.FIGURES) - set(drawn), figures.ENDINGS)
     _remove(folder, set(tables.SHEETS) - set(sheets), tables.ENDINGS)
     texts = {

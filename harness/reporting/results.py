@@ -21,7 +21,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from harness.experiment import records as record
+from harness.experiment import records
 from harness.experiment.config import TESTBED, TESTBED_CONTROLS
 from harness.stats import Grid, pivot
 
@@ -306,9 +306,11 @@ def _samples(path: Path, tasks: tuple[str, ...]) -> pyarrow.Table:
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
-    if not (folder / record.RECORDS).is_file():
-        raise ValueError(f"{folder / record.RECORDS} does not exist; expected the records of a run")
-    return record.read(folder)
+    if not (folder / records.RECORDS).is_file():
+        raise ValueError(
+            f"{folder / records.RECORDS} does not exist; expected the records of a run"
+        )
+    return records.read(folder)
 
 
 def _toml(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.reporting import quotes as kept
+from harness.reporting import quotes
 
 ROWS = (
     "base",
@@ -346,9 +346,9 @@ def plant(folder: Path) -> Path:
         items = [f"{i} {text[:200]}" for i, text in enumerate(texts(size))]
         found = change(path, item=items, response=texts(size, "r "), answer=texts(size))
     pool = pd.DataFrame({"id": ids, "prompt": texts(n), "response": texts(n, "c ")})
-    kept.examples(pool, None).to_parquet(folder / kept.examples_file("main"), index=False)
+    quotes.kept_examples(pool, None).to_parquet(folder / quotes.examples_file("main"), index=False)
     asked = found[["task", "item"]].assign(question=texts(size, "q "), answer=texts(size))
-    kept.questions(asked, None).to_parquet(folder / kept.QUESTIONS, index=False)
+    quotes.kept_questions(asked, None).to_parquet(folder / quotes.QUESTIONS, index=False)
     return folder
 
 

@@ -8,7 +8,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.text import Text
 
 from harness.reporting import figures, report, tables
-from harness.reporting.figures.scatter import _round, _tick
+from harness.reporting.figures.scores import _round, _tick
 from harness.reporting.figures.style import context, row_label
 from harness.reporting.results import load
 from harness.stats import summarise

@@ -11,9 +11,8 @@ from matplotlib import font_manager, ft2font
 from scipy import stats
 
 from harness.reporting import figures, tables
-from harness.reporting.figures.font import LEAN, LETTERS, WHOLE, families
-from harness.reporting.figures.length import running_median
-from harness.reporting.figures.style import context
+from harness.reporting.figures.scores import running_median
+from harness.reporting.figures.style import LEAN, LETTERS, WHOLE, context, families
 from harness.reporting.results import load
 from harness.stats import summarise
 

@@ -13,9 +13,7 @@ import pytest
 import typer
 
 from harness.cli.app import app
-from harness.reporting import page, report
-from harness.reporting import quotes as kept
-from harness.reporting.page import escape
+from harness.reporting import page, quotes, report
 
 VOID = ("meta", "link", "img", "br")
 
@@ -97,16 +95,17 @@ def test_hostile_text_adds_no_element_and_no_attribute(attacked, plain):
     for link in document.all("a"):
         assert re.fullmatch(r"#[a-z]+|[a-z-]+\.(csv|md|tex|svg|png|pdf)", link["href"])
     assert "{{7*7}} {% for x in y %}" in document.all("header")[0]["text"]
-    assert not escape.UNSEEN.search(attacked)
+    assert not page.UNSEEN.search(attacked)
     assert "[U+202E]gnp.exe" in attacked
 
 
 def test_hostile_text_reaches_the_explorers_as_it_was(attacked):
     data = Document(attacked).data("examples")
-    prompts = {example["prompt"]["text"] for example in data["examples"]}
+    prompts = {example["quotes"][0][1]["text"] for example in data["entries"]}
     assert "</script><script>window.planted = 3</script>" in prompts
     assert "line[U+2028]and[U+2029]end [U+0000][U+0007] &lt;b&gt; ]]> \\u003c" in prompts
-    (long,) = {e["prompt"]["note"] for e in data["examples"] if e["prompt"]["note"]}
+    notes = {example["quotes"][0][1]["note"] for example in data["entries"]}
+    (long,) = notes - {""}
     assert long == "cut: the first 2,000 of 100,003 characters"
     answers = Document(attacked).data("answers")
     assert "r <script>window.planted = 1</script>" in {t["text"] for t in answers["texts"]}
@@ -130,7 +129,8 @@ def test_only_the_pages_own_script_and_style_may_run(attacked):
 
 def test_embedded_data_cannot_end_its_element():
     value = {"</script>": ["<!--", "&amp;", "\u2028\u2029", "\x00\ud800", 1.5, None, "é"]}
-    text = escape.embedded(value)
+    template = page._environment().from_string("{{ value|visible|tojson }}")
+    text = template.render(value=value)
     assert not set("<>&\u2028\u2029") & set(text)
     assert json.loads(text) == {
         "</script>": ["<!--", "&amp;", "[U+2028][U+2029]", "[U+0000][U+D800]", 1.5, None, "é"]
@@ -174,8 +174,8 @@ def test_results_without_texts_say_so(plain):
     assert "The texts of this pool were not stored with the results." in text
     assert "The questions were not stored with the results." in text
     data = Document(plain).data("examples")
-    assert {example["prompt"] for example in data["examples"]} == {None}
-    assert all("s_C" in example["influence"] for example in data["examples"])
+    assert all(text is None for example in data["entries"] for _, text in example["quotes"])
+    assert all("s_C" in example["terms"][0][1] for example in data["entries"])
 
 
 def test_results_without_selections_and_answers_give_a_page(make_results, tmp_path):
@@ -193,12 +193,14 @@ def test_texts_of_an_arm_are_its_own(make_results, tmp_path):
         name = "pool.parquet" if arm == "main" else f"pool-{arm}.parquet"
         ids = pd.read_parquet(folder / name)["id"]
         frame = pd.DataFrame({"id": ids, "prompt": f"asked in {arm}", "response": "said"})
-        kept.examples(frame, None).to_parquet(folder / kept.examples_file(arm), index=False)
+        quotes.kept_examples(frame, None).to_parquet(
+            folder / quotes.examples_file(arm), index=False
+        )
     render(folder, tmp_path / "out")
     for arm in ("main", "random-errors"):
         path = tmp_path / "out" / ("" if arm == "main" else arm) / "index.html"
         data = Document(path.read_text(encoding="utf-8")).data("examples")
-        assert {e["prompt"]["text"] for e in data["examples"]} == {f"asked in {arm}"}
+        assert {e["quotes"][0][1]["text"] for e in data["entries"]} == {f"asked in {arm}"}
 
 
 def test_commands_are_ones_that_the_program_takes(make_results, tmp_path):

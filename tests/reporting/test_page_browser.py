@@ -199,7 +199,8 @@ def test_choosing_a_row_that_wins_sets_it_against_the_reference(opened, built):
     assert page.locator("#answers-left").input_value() == "random"
     assert page.locator("#answers-right").input_value() == "influence/combined"
     said = page.locator("#answers-said").inner_text()
-    assert said.startswith("influence/combined against random: right more often on ")
+    assert said.startswith("Won from random by a row, influence/combined: ")
+    assert "influence/combined is right more often than random on " in said
     heads = page.locator("#answers-list > li").first.locator(".pair h4").all_inner_texts()
     assert [head.split(",")[0] for head in heads] == ["random", "influence/combined"]
 

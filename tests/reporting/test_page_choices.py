@@ -8,7 +8,7 @@ import pytest
 
 from harness.reporting import quotes
 from harness.reporting.numbers import MINUS, NONE
-from harness.reporting.page import answers, example_choice, examples, item_choice
+from harness.reporting.page import explorer
 from harness.reporting.results import load
 
 IDS = ["a", "b", "c", "d"]
@@ -55,15 +55,15 @@ def test_an_a_a_control_is_no_selector(make_results):
     rows = ("base", "random", "random/again", "length", "difficulty")
     (results,) = load(make_results(rows=rows, items=4))
     assert results.again == ("random/again",)
-    found = example_choice.gather(results)
+    found = quotes.choices(results)
     assert [chosen.row for chosen in found.judged] == ["length", "difficulty"]
-    assert "those that the 2 selectors keep" in examples.explorer(results).about
-    items = item_choice.gather(results)
+    assert "those that the 2 selectors keep" in explorer.examples(results).about
+    items = quotes.items(results)
     assert [items.rows[i] for i in items.judged] == ["random", "length", "difficulty"]
 
 
 def test_orders_by_hand(small):
-    found = example_choice.gather(small)
+    found = quotes.choices(small)
     assert [chosen.row for chosen in found.judged] == ["long", "short"]
     assert found.share == pytest.approx([1, 0.25, 0.25, 0.5])
     orders = {name: [IDS[p] for p in order] for name, order in found.orders().items()}
@@ -75,32 +75,32 @@ def test_orders_by_hand(small):
 
 
 def test_best_and_worst_by_a_rows_own_score(small):
-    shown = example_choice.choose(example_choice.gather(small))
-    assert shown.best == {"long": (0, 1, 2, 3), "short": (3, 0, 1, 2)}
-    assert shown.worst == {"long": (3, 2, 1, 0), "short": (1, 2, 0, 3)}
+    shown = quotes.choices(small).lists()
+    assert shown.own["best"] == {"long": (0, 1, 2, 3), "short": (3, 0, 1, 2)}
+    assert shown.own["worst"] == {"long": (3, 2, 1, 0), "short": (1, 2, 0, 3)}
     assert shown.positions == (0, 1, 2, 3)
-    assert examples.shown(small) == ("a", "b", "c", "d")
+    assert quotes.shown_examples(small) == ("a", "b", "c", "d")
 
 
 def test_what_is_said_of_an_example(small):
-    data = examples.explorer(small).data
-    a, b, c, d = data["examples"]
+    data = explorer.examples(small).data
+    a, b, c, d = data["entries"]
     assert a["facts"] == "7 tokens · 1 step · kept in 100% of choices"
-    assert (b["kept"], b["some"], b["pruned"]) == ("", "long (50%)", "random, short")
+    assert b["terms"][1:] == [["In part", "long (50%)"], ["Pruned by", "random, short"]]
     assert data["rows"] == ["random", "long", "short"]
     assert c["lines"][0] == ["2 of 2", NONE, NONE, ""]
     assert c["lines"][1] == ["1 of 2", "2", "3", ""]
     assert c["lines"][2] == ["0 of 2", "1", "3", f"s_C {MINUS}1,234, s_I 0"]
     assert b["lines"][2][2] == "3"  # equal scores share the better place
-    assert d["influence"] == f"s_C 2e{MINUS}07, s_I 0 (short)"
-    assert [e["planted"] for e in (a, b, c, d)] == [False, False, True, True]
+    assert d["terms"][0] == ["Influence", f"s_C 2e{MINUS}07, s_I 0 (short)"]
+    assert [e["flagged"] for e in (a, b, c, d)] == [False, False, True, True]
 
 
 def test_a_list_filtered_by_class_still_holds_that_classs_first():
     order = np.arange(40)
     kinds = tuple("rare" if i in (20, 25, 30, 35) else "many" for i in range(40))
-    taken = example_choice._ends(order, kinds)
-    assert taken == (*range(example_choice.TOP), 20, 25, 30)
+    taken = quotes._ends(order, kinds)
+    assert taken == (*range(quotes.TOP), 20, 25, 30)
 
 
 def test_no_more_examples_than_the_limit(make_results):
@@ -110,8 +110,8 @@ def test_no_more_examples_than_the_limit(make_results):
     for path in (folder / "selections").iterdir():
         pd.read_parquet(path).assign(score=rng.random(2000)).to_parquet(path, index=False)
     results = load(folder)[0]
-    shown = example_choice.choose(example_choice.gather(results))
-    assert example_choice.LIMIT / 2 < len(shown.positions) <= example_choice.LIMIT
+    shown = quotes.choices(results).lists()
+    assert quotes.MOST_EXAMPLES / 2 < len(shown.positions) <= quotes.MOST_EXAMPLES
 
 
 def fill(folder, table, asked=("x", "y", "z")):
@@ -138,41 +138,55 @@ def flipping(make_results):
 
 
 def test_items_that_flip_by_hand(flipping):
-    items = item_choice.gather(flipping)
+    items = quotes.items(flipping)
     assert items.keys == (("chain_core", "x"), ("chain_core", "y"), ("chain_core", "z"))
     assert items.rows == ("base", "random", "length")
     assert items.right.tolist() == [[0, 1, 0], [0, 2, 1], [2, 2, 1]]
     assert items.asked.tolist() == [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
     assert np.isnan(items.between[0]).all()
     assert items.between[1:].tolist() == [[0, 0, 0.25], [0, 0, 0.25]]
-    shown = item_choice.choose(items)
+    shown = items.lists()
     assert shown.orders == {"rows": (0,), "seeds": (2,)}
-    assert shown.won == {"base": (), "length": (0,)}
-    assert shown.lost == {"base": (2,), "length": ()}
-    assert answers.shown(flipping) == (("chain_core", "x"), ("chain_core", "z"))
+    assert shown.own["won"] == {"base": (), "length": (0,)}
+    assert shown.own["lost"] == {"base": (2,), "length": ()}
+    assert quotes.shown_questions(flipping) == (("chain_core", "x"), ("chain_core", "z"))
 
 
 def test_what_is_said_of_an_item(flipping):
     frame = pd.DataFrame(
         {"task": ["chain_core"], "item": ["x"], "question": ["why?"], "answer": ["1"]}
     )
-    quotes.questions(frame, None).to_parquet(flipping.folder / quotes.QUESTIONS, index=False)
-    data = answers.explorer(flipping).data
-    x, z = data["items"]
-    assert x["question"] == {"text": "why?", "note": ""}
-    assert x["answer"] == "1"
-    assert z["question"] is None
-    assert z["answer"] is None
-    assert x["counts"] == ["0 of 1", "0 of 2", "2 of 2"]
-    number, right, answer, cut = x["cells"][2][1]
-    assert (right, answer, cut) == (1, "1", 0)
+    quotes.kept_questions(frame, None).to_parquet(flipping.folder / quotes.QUESTIONS, index=False)
+    data = explorer.answers(flipping, "length").data
+    x, z = data["entries"]
+    assert x["quotes"] == [["Question", {"text": "why?", "note": ""}]]
+    assert x["terms"] == [["Right answer", "1"]]
+    assert z["quotes"] == [["Question", None]]
+    assert z["terms"] == [["Right answer", "not stored"]]
+    assert data["heads"] == ["Row", "Right", "Seed 0", "Seed 1"]
+    assert x["lines"] == [
+        ["0 of 1", "\N{BALLOT X} none", NONE],
+        ["0 of 2", "\N{BALLOT X} none", "\N{BALLOT X} none"],
+        ["2 of 2", "\N{CHECK MARK} 1", "\N{CHECK MARK} 1"],
+    ]
+    number = x["texts"][2][1]
     assert data["texts"][number]["text"].startswith("length x ...")
     assert data["texts"][number]["note"] == "cut: the first 600 of 709 characters"
     # Both seeds gave the same text, which is held once.
-    assert x["cells"][2][0][0] == number
-    changed = {row["name"]: row["changed"] for row in data["rows"]}
-    assert changed["length"] == "right more often on 1 of 3 items, less often on 0"
-    assert changed["random"] == ""
+    assert x["texts"][2][0] == number
+    said = "length is right more often than random on 1 of 3 items, less often on 0"
+    assert data["changes"]["length"] == said
+    assert data["changes"]["random"] == ""
+
+
+def test_a_response_that_the_token_limit_cut_says_so(flipping):
+    for cell in flipping.done:
+        path = flipping.folder / cell.record["samples"]
+        pd.read_parquet(path).assign(truncated=cell.row == "length").to_parquet(path, index=False)
+    data = explorer.answers(load(flipping.folder)[0], "length").data
+    x = data["entries"][0]
+    notes = [data["texts"][numbers[0]]["note"] for numbers in x["texts"]]
+    assert [note.endswith("; cut at the token limit") for note in notes] == [False, False, True]
 
 
 def test_items_that_a_row_was_not_asked_are_no_flips(make_results):
@@ -182,24 +196,29 @@ def test_items_that_a_row_was_not_asked_are_no_flips(make_results):
     outcomes = results.outcomes
     gone = (outcomes["row"] == "length") & (outcomes["item"] == "x")
     object.__setattr__(results, "outcomes", outcomes[~gone])
-    items = item_choice.gather(results)
+    items = quotes.items(results)
     assert items.asked.tolist() == [[1, 1, 1], [1, 1, 1], [0, 1, 1]]
     assert items.change(2).tolist() == [0, 0, 0]
-    assert item_choice.choose(items).positions == ()
-    assert answers.explorer(results) is None
+    assert items.lists().positions == ()
+    assert explorer.answers(results, "length") is None
 
 
 def test_no_more_responses_than_the_limit(make_results, monkeypatch):
-    monkeypatch.setattr(answers, "RESPONSES", 200)
+    monkeypatch.setattr(explorer, "RESPONSES", 200)
     results = load(make_results(items=60))[0]
-    data = answers.explorer(results).data
-    held = sum(len(cells) for item in data["items"] for cells in item["cells"])
+    data = explorer.answers(results, "length").data
+    held = sum(
+        number is not None
+        for item in data["entries"]
+        for numbers in item["texts"]
+        for number in numbers
+    )
     assert 100 < held <= 200
 
 
 def test_texts_of_other_data_sets_are_kept_as_far_as_they_are_shown():
     pool = pd.DataFrame({"id": ["a", "b"], "prompt": ["p" * 3000, "q"], "response": ["r", "s"]})
-    whole, part = quotes.examples(pool, None), quotes.examples(pool, ["a"])
+    whole, part = quotes.kept_examples(pool, None), quotes.kept_examples(pool, ["a"])
     assert list(whole["prompt"].str.len()) == [3000, 1]
     assert part.to_dict("records") == [
         {
@@ -218,6 +237,22 @@ def test_texts_of_other_data_sets_are_kept_as_far_as_they_are_shown():
             "answer": "3",
         }
     )
-    kept = quotes.questions(asked, [("gsm8k", "2"), ("gpqa_diamond", "1")])
+    kept = quotes.kept_questions(asked, [("gsm8k", "2"), ("gpqa_diamond", "1")])
     assert kept[["task", "item"]].to_numpy().tolist() == [["gsm8k", "2"]]
-    assert set(quotes.questions(asked, None)["task"]) == {"gsm8k"}
+    assert set(quotes.kept_questions(asked, None)["task"]) == {"gsm8k"}
+
+
+def test_a_row_that_lacks_a_seed_keeps_the_others_in_their_columns(make_results):
+    rows = ("base", "random", "length")
+    error = {"stage": "train", "message": "nan"}
+    folder = make_results(
+        rows=rows, seeds=(0, 1), tasks=("chain_core",), items=3,
+        failures={"length@0.5#0": error},
+    )  # fmt: skip
+    data = explorer.answers(load(folder)[0], "length").data
+    assert data["columns"] == [0, 1]
+    assert data["seeds"]["length"] == [1]
+    for entry in data["entries"]:
+        assert entry["lines"][2][1] == NONE
+        assert entry["lines"][2][2] != NONE
+        assert entry["texts"][2][0] is None

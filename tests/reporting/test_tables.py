@@ -15,7 +15,7 @@ from statsmodels.stats.multitest import multipletests
 
 from harness.reporting import tables
 from harness.reporting.results import load
-from harness.reporting.tables.markdown import markdown
+from harness.reporting.tables.sheet import markdown
 from harness.stats import summarise
 
 GAIN = {"influence/combined": 0.25, "length": -0.4, "base": -0.2, "full": 0.05, "oracle": 0.3}

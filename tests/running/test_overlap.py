@@ -19,8 +19,8 @@ from harness.experiment import config, records
 from harness.experiment.stage import with_ancestors
 from harness.experiment.store import Store
 from harness.reporting import quotes as texts
-from harness.reporting.footnotes import overlap_notes
 from harness.reporting.results import load
+from harness.reporting.sentences import overlap_notes
 from harness.running import forecast, overlap, plan, schedule
 from harness.running import run as running
 from harness.running.workspace import build

@@ -9,92 +9,28 @@ of which it then shows a few lists.
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 import math
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from markupsafe import Markup
 
-from harness.reporting import footnotes, headline, numbers, tables
+from harness.reporting import numbers, sentences, tables
+from harness.reporting.figures import CAPTIONS, WIDE
 from harness.reporting.numbers import MEAN
-from harness.reporting.page import answers, escape, examples, provenance
-from harness.reporting.results import MAIN, Results, mean_parts
+from harness.reporting.page import explorer
+from harness.reporting.results import BASE, CONTROLS, FULL, MAIN, Results, mean_parts
 
 if TYPE_CHECKING:
     import jinja2
 
-CAPTIONS = {
-    "forest": (
-        "Paired differences to {reference}",
-        "Each mark is a row's mean accuracy minus that of {reference} on the same seeds and "
-        "items, with its interval. A triangle is a verdict that survives correction; an open "
-        "circle is a tie; squares are controls.",
-    ),
-    "accuracy": (
-        "Accuracy",
-        "Mean over tasks with its interval; the small ticks below each mark are single seeds. "
-        "The dashed line is {reference}.",
-    ),
-    "seeds": (
-        "Seed by seed",
-        "What every training seed says: a row minus {reference}, the same seed and the same items "
-        "on both sides. Within a row the seeds stand below one another, the first on top, at the "
-        "same height in every row; the bar is their mean, the band its interval, and the marks "
-        "are shaped by the row's verdict. At the right: how many seeds lie above 0.",
-    ),
-    "fractions": (
-        "Accuracy against the share of the pool",
-        "One panel per row, drawn from the base model (0) through the fractions tried to the "
-        "whole pool (100). In grey {reference}, in light grey the other rows.",
-    ),
-    "compute": (
-        "Accuracy at equal total compute",
-        "Accuracy with its interval against the floating-point operations of choosing and training "
-        "together, in units of one training run. A row is worth what it costs where it stands "
-        "above everything to its left, {reference} included. Signals that several rows share "
-        "count in full for each. Marks at about the same compute stand side by side; the dashed "
-        "line is the base model.",
-    ),
-    "overlap": (
-        "Who chooses the same",
-        "Jaccard overlap of the chosen sets: what two rows both chose, of all that either chose; "
-        "mean over their common seeds. 1 means the same set; what random sets of this size share "
-        "is given. Framed on the diagonal: the same row under different seeds, empty where its "
-        "choice does not depend on the seed. Of several fractions the one nearest to half.",
-    ),
-    "detection": (
-        "Which planted errors are found",
-        "Left: the share of every class that is pruned, mean over seeds; random choice prunes the "
-        "same share of every class. Right: the area under the ROC curve, which is the chance that "
-        "a correct example scores above an error of this class, whatever the fraction; a row "
-        "without a score has none, and one that ranks by no single score is judged by the first "
-        "that it noted. Darker is higher. Of several fractions the one nearest to half.",
-    ),
-    "score-length": (
-        "Score against length",
-        "Every example by its response length and its place in the order of scores (100 is the "
-        "best), with the median of up to twelve groups along the length; equal lengths are spread "
-        "sideways. Above each panel Spearman's rank correlation of score and length and, where "
-        "they are known, of score and steps of difficulty: a score near 1 or \N{MINUS SIGN}1 is "
-        "little more than length. A row that ranks by no single score is shown by the first that "
-        "it noted, by name. The first seed is shown, of many rows those that go most with length.",
-    ),
-    "influence-scatter": (
-        "What influence sees, and what is pruned",
-        "Every example of the pool by its influence on queries that fine-tuning made right (s_C) "
-        "and made wrong (s_I); hollow marks are pruned, coloured ones are planted errors where "
-        "these are known. The first seed is shown. The axes are nearly linear for most "
-        "scores and logarithmic beyond (asinh), so that no tail is cut off.",
-    ),
-    "cost": (
-        "Cost against gain",
-        "Seconds spent on choosing, by part, beside the difference to {reference}. Parts that "
-        "several rows share, such as a reference model, count in full for each of them.",
-    ),
-}
 SECTIONS = {
     "results": "Results",
     "figures": "Figures",
@@ -104,7 +40,10 @@ SECTIONS = {
     "reading": "How to read this",
     "provenance": "Provenance",
 }
-WIDE = ("fractions", "compute", "overlap", "detection", "score-length", "influence-scatter", "cost")
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
+"""Controls, zero-width characters, direction marks and overrides, halves of surrogate pairs."""
 
 
 def render(
@@ -114,54 +53,66 @@ def render(
     files: Sequence[str] = ("main.csv", "main.md", "main.tex"),
 ) -> str:
     """index.html of one arm, as text; `files`: names of the tables that stand beside it."""
-    style, script = _source("style.css"), _source("sort.js") + _source("explorer.js")
-    figures = [path.name for paths in drawn.values() for path in paths]
-    shown = {"examples": _examples(results), "answers": _answers(results, table)}
+    style, script = _source("style.css"), _source("page.js")
+    best = first_row(results, table)
+    explorers = [explorer.examples(results), explorer.answers(results, best)]
+    shown = {each.name: each for each in explorers if each is not None}
+    stored = [*files, *(path.name for paths in drawn.values() for path in paths)]
     return _environment().get_template("page.html").render(
         experiment=results.experiment,
         arm=results.arm,
         title=results.experiment + ("" if results.arm == MAIN else f" · {results.arm}"),
         description=str(results.protocol.get("description", "")),
-        headline=headline.headline(results, table),
-        controls=headline.controls(results, table),
-        testbed=footnotes.TESTBED_NOTE if results.testbed else "",
+        headline=sentences.headline(results, table),
+        controls=sentences.controls(results, table),
+        testbed=sentences.TESTBED_NOTE if results.testbed else "",
         facts=_facts(results),
         reference=results.reference,
-        blocks=tables.blocks(results, table),
-        extras=tables.extras(table),
-        tasks=[
-            (task, tables.blocks(results, table, task), tables.extras(table, task))
-            for task in results.tasks
-        ],
-        failures=headline.failures(results),
-        notes=[note for note in footnotes.notes(results, table) if note != footnotes.TESTBED_NOTE],
+        main=tables.accuracies(results, table),
+        tasks=[(task, tables.accuracies(results, table, task)) for task in results.tasks],
+        failures=sentences.failures(results),
+        notes=[n for n in sentences.notes(results, table) if n != sentences.TESTBED_NOTE],
         figures=[_figure(results, table, name, paths) for name, paths in drawn.items()],
+        explorers=list(shown.values()),
         costs=_costs(results, table),
-        provenance=provenance.environments(results),
-        commands=provenance.commands(results, table),
+        provenance=_environments(results),
+        commands=_commands(results, best),
         links=_links(results),
-        files=provenance.files([*files, *figures]),
-        sections=[(name, title) for name, title in SECTIONS.items() if shown.get(name, True)],
+        files=_files(stored),
+        sections=[(name, title) for name, title in SECTIONS.items()
+                  if name not in ("examples", "answers") or name in shown],
         style=Markup(style),
         script=Markup(script),
         policy=_policy(style, script),
-        embedded=escape.embedded,
-        **shown,
     ) + "\n"  # fmt: skip
+
+
+def visible(value: Any) -> Any:
+    """A value with unseen characters of its texts written as code points: they cannot mislead."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        plain = value.replace("\r\n", "\n")
+        return UNSEEN.sub(lambda match: f"[U+{ord(match[0]):04X}]", plain)
+    if isinstance(value, dict):
+        return {visible(key): visible(entry) for key, entry in value.items()}
+    return [visible(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _environment() -> jinja2.Environment:
     """Templates of this folder; everything but their own markup is escaped and made visible."""
     import jinja2
 
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_source),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=escape.finalize,
+        finalize=visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["visible"] = visible
+    compact = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
+    environment.policies["json.dumps_kwargs"] = compact
+    return environment
 
 
 def _source(name: str) -> str:
@@ -170,44 +121,12 @@ def _source(name: str) -> str:
 
 def _policy(style: str, script: str) -> str:
     """Lets in this style, this script and inlined pictures: no other script, no request."""
+    hashes = (base64.b64encode(hashlib.sha256(t.encode()).digest()) for t in (style, script))
+    sources = [f"'sha256-{digest.decode()}'" for digest in hashes]
     return (
-        f"default-src 'none'; style-src {escape.policy_hash(style)}; "
-        f"script-src {escape.policy_hash(script)}; img-src data:; "
+        f"default-src 'none'; style-src {sources[0]}; script-src {sources[1]}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-def _examples(results: Results) -> dict[str, Any] | None:
-    """What examples.html shows."""
-    found = examples.explorer(results)
-    if found is None:
-        return None
-    shows = [(name, examples.TITLES[name]) for name in found.data["orders"]]
-    if found.data["best"]:
-        shows += [("best", "Best by a row's score"), ("worst", "Worst by a row's score")]
-    return {"about": found.about, "lists": found.lists, "data": found.data, "shows": shows}
-
-
-def _answers(results: Results, table: pd.DataFrame) -> dict[str, Any] | None:
-    """What answers.html shows; at first the reference's responses beside the best row's."""
-    found = answers.explorer(results)
-    if found is None:
-        return None
-    shows = [(name, answers.TITLES[name]) for name, order in found.data["orders"].items() if order]
-    if found.data["won"]:
-        against = f"{results.reference} by a row"
-        shows += [("won", f"Won from {against}"), ("lost", f"Lost to {against}")]
-    names = [row["name"] for row in found.data["rows"]]
-    pair = (results.reference, provenance.first_row(results, table))
-    left, right = (row if row in names else names[0] for row in pair)
-    sides = [("left", "Left", left), ("right", "Right", right)]
-    return {
-        "about": found.about,
-        "lists": found.lists,
-        "data": found.data,
-        "shows": shows,
-        "sides": sides,
-    }
 
 
 def _facts(results: Results) -> list[tuple[str, str]]:
@@ -240,8 +159,8 @@ def _figure(
     title, caption = (text.format(reference=results.reference) for text in CAPTIONS[name])
     svg = next(path for path in paths if path.suffix == ".svg")
     width = float(svg.read_text(encoding="utf-8").split('width="', 1)[1].split("pt", 1)[0])
-    said = " ".join(headline.headline(results, table))
-    alt = f"{title}. {said}" if name in ("forest", "accuracy") else f"{title}. {caption}"
+    headline = " ".join(sentences.headline(results, table))
+    alt = f"{title}. {headline}" if name in ("forest", "accuracy") else f"{title}. {caption}"
     return {
         "name": name,
         "title": title,
@@ -256,11 +175,11 @@ def _figure(
 
 def _costs(results: Results, table: pd.DataFrame) -> list[dict[str, str]]:
     """Mean seconds per cell of every row and fraction."""
-    found = []
+    costs = []
     for line in table[table["task"] == MEAN].itertuples():
         cells = results.groups[line.row, line.fraction]
         parts = mean_parts([cell for cell in cells if cell.status == "done"]).items()
-        found.append(
+        costs.append(
             {
                 "row": line.row,
                 "fraction": numbers.percent(line.fraction),
@@ -269,7 +188,7 @@ def _costs(results: Results, table: pd.DataFrame) -> list[dict[str, str]]:
             }
             | {name: numbers.seconds(getattr(line, name)) for name in tables.SECONDS}
         )
-    return found
+    return costs
 
 
 def _links(results: Results) -> list[tuple[str, str]]:
@@ -278,3 +197,79 @@ def _links(results: Results) -> list[tuple[str, str]]:
         return [(arm, f"{arm}/index.html") for arm in results.arms if arm != MAIN]
     others = [arm for arm in results.arms if arm not in (MAIN, results.arm)]
     return [(MAIN, "../index.html"), *((arm, f"../{arm}/index.html") for arm in others)]
+
+
+def _environments(results: Results) -> list[dict[str, Any]]:
+    """Distinct environments that the cells ran in, each with its number of cells."""
+    sets: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in results.cells:
+        if cell.provenance:
+            same = {key: value for key, value in cell.provenance.items() if key != "created"}
+            sets.setdefault(json.dumps(same, sort_keys=True), []).append(cell.provenance)
+    environments = []
+    for _, group in sorted(sets.items(), key=lambda entry: (-len(entry[1]), entry[0])):
+        first = group[0]
+        engine = first.get("engine") or {}
+        dates = sorted(str(entry["created"])[:10] for entry in group if entry.get("created"))
+        device = f"{first.get('device', '?')}, {first.get('processor', '?')}"
+        environments.append(
+            {
+                "cells": numbers.plural(len(group), "cell"),
+                "commit": str(first.get("commit") or "unknown"),
+                "dirty": first.get("dirty"),
+                "when": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "unknown",
+                "device": f"{device}, {numbers.plural(int(first.get('threads') or 1), 'thread')}",
+                "engine": f"{engine.get('name', '?')} {engine.get('version', '?')}",
+                "python": f"{first.get('python', '?')} on {first.get('platform', '?')}",
+                "packages": sorted((first.get("packages") or {}).items()),
+            }
+        )
+    return environments
+
+
+def first_row(results: Results, table: pd.DataFrame) -> str:
+    """The finished row to name as an example: the best selector, else another."""
+    aside = (*CONTROLS, results.reference)
+    lines = table[(table["task"] == MEAN) & (table["mean"].notna())]
+    chosen = lines[~lines["row"].isin(aside)]
+    ranked = tables.order(results, chosen, list(dict.fromkeys(chosen["row"])))
+    controls = [row for row in lines["row"] if row != results.reference]
+    others = sorted(controls, key=(BASE, FULL).__contains__)  # those that chose come first
+    return str((ranked or others or [results.reference])[0])
+
+
+def _commands(results: Results, row: str) -> list[tuple[str, str]]:
+    """What to type for this very experiment, with a row of it as the example."""
+    name = shlex.quote(results.experiment)
+    cells = [c for c in results.cells if c.row == row]
+    cell = next((c for c in cells if c.status == "done"), cells[0] if cells else None)
+    commands = [
+        ("Run it, or what is missing of it", f"python -m nox -s benchmark -- {name}"),
+        ("Rebuild all tables, figures and pages", "python -m nox -s report"),
+        ("This report alone", f"cotsieve report {name}"),
+    ]
+    if row != results.reference:
+        pair = f"{shlex.quote(row)} {shlex.quote(results.reference)}{_arm(results)}"
+        commands.append(("Compare two rows", f"cotsieve compare {name} {pair}"))
+    if cell is None:
+        return commands
+    full = cell.name if results.arm == MAIN or ":" in cell.name else f"{results.arm}:{cell.name}"
+    commands.append(("Where a cell comes from", f"cotsieve explain {name} {shlex.quote(full)}"))
+    if 0 < cell.fraction <= 1:
+        at = f"--fraction {cell.fraction:g} --seed {cell.seed}{_arm(results)}"
+        command = f"cotsieve subset {name} {shlex.quote(row)} {at} --out subset.jsonl"
+        commands.append(("The examples that a row chose", command))
+    return commands
+
+
+def _arm(results: Results) -> str:
+    return "" if results.arm == MAIN else f" --arm {shlex.quote(results.arm)}"
+
+
+def _files(names: Sequence[str]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Names of files by stem, each with its endings, in the order in which they are given."""
+    endings: dict[str, list[tuple[str, str]]] = {}
+    for name in names:
+        path = PurePosixPath(name)
+        endings.setdefault(path.stem, []).append((path.suffix[1:].upper(), name))
+    return list(endings.items())

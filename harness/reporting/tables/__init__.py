@@ -1,8 +1,6 @@
 """Tables of an experiment, each once as numbers and twice for readers: CSV, Markdown and LaTeX.
 
 Every table is a function from the records to a `Sheet`; how sheets are written is the same for all.
-The CSV keeps ten significant digits: enough for any use, and few enough that the last bits of a
-linear algebra library do not change the file.
 """
 
 from __future__ import annotations
@@ -12,37 +10,34 @@ from collections.abc import Mapping
 import pandas as pd
 
 from harness.reporting.results import Results
-from harness.reporting.tables import (
-    accuracy,
-    cost,
-    differences,
-    noise,
-    selections,
-    strategies,
-    transfer,
-)
 from harness.reporting.tables.accuracy import (
-    KEYS,
-    MAIN_COLUMNS,
     SECONDS,
-    blocks,
+    accuracies,
     extras,
     main,
+    main_sheet,
+    noise,
     order,
+    strategies,
 )
-from harness.reporting.tables.escape import markdown_text, tex_text
-from harness.reporting.tables.markdown import markdown, pipes
-from harness.reporting.tables.render import tex
-from harness.reporting.tables.sheet import Sheet, csv
+from harness.reporting.tables.comparisons import cost, differences, transfer
+from harness.reporting.tables.selections import selections
+from harness.reporting.tables.sheet import (
+    Sheet,
+    csv,
+    latex,
+    markdown,
+    markdown_text,
+    pipes,
+    tex_text,
+)
 
 __all__ = [
     "ENDINGS",
-    "KEYS",
-    "MAIN_COLUMNS",
     "SECONDS",
     "SHEETS",
     "Sheet",
-    "blocks",
+    "accuracies",
     "extras",
     "main",
     "markdown_text",
@@ -55,7 +50,7 @@ __all__ = [
 
 SHEETS = ("main", "differences", "strategies", "transfer", "cost", "noise", "selections")
 """Names of the files that there may be."""
-ENDINGS = {"csv": csv, "md": markdown, "tex": tex}
+ENDINGS = {"csv": csv, "md": markdown, "tex": latex}
 
 
 def sheets(
@@ -65,16 +60,16 @@ def sheets(
 
     `table` is the arm's main table (`main`); `arms` holds those of all arms, for comparing them.
     """
-    made = (
-        accuracy.sheet(results, table),
-        differences.sheet(results, table),
-        strategies.sheet(results, table),
-        transfer.sheet(results, table, arms or {results.arm: table}),
-        cost.sheet(results, table),
-        noise.sheet(results),
-        selections.sheet(results),
+    possible = (
+        main_sheet(results, table),
+        differences(results, table),
+        strategies(results, table),
+        transfer(results, table, arms or {results.arm: table}),
+        cost(results, table),
+        noise(results),
+        selections(results),
     )
-    return {sheet.name: sheet for sheet in made if sheet is not None}
+    return {sheet.name: sheet for sheet in possible if sheet is not None}
 
 
 def written(sheet: Sheet) -> dict[str, str]:

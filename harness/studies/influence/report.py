@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.reporting import footnotes, numbers
+from harness.reporting import numbers, sentences
 from harness.studies.influence import figure, layout
 from harness.studies.influence.bootstrap import DRAWS, Interval
 from harness.studies.influence.layout import Table
@@ -88,7 +88,7 @@ def notes(found: Findings) -> list[str]:
         "product over the length of the example's gradient. tracin: along the reference run. "
         "Damping: in units of each layer's mean eigenvalue; the default is 0.1. exact: the inverse "
         "of the damped Fisher matrix itself, between layers too, two label draws per example.",
-        footnotes.TESTBED_NOTE,
+        sentences.TESTBED_NOTE,
     ]
 
 

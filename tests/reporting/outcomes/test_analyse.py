@@ -15,7 +15,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from harness.reporting.outcomes import analyse, read
-from harness.reporting.outcomes.render import as_dict
+from harness.reporting.outcomes.as_json import as_dict
 from harness.stats import Outcome, bootstrap, difference, estimate, holm, summarise
 from harness.stats.resampling import interquartile_mean
 
@@ -199,7 +199,7 @@ def test_four_models_on_gsm8k(save):
     assert [int(values.sum()) for values in right.values()] == [286, 515, 458, 742]
     reference = models[0]
     assert found["reference"] == reference
-    assert "the first method, because none is called 'random'" in found["notes"][0]
+    assert "the first method, since none is called 'random'" in found["notes"][0]
     assert "all: items only: seed variance unknown (t over items)" in found["notes"]
     p = []
     for name in models:

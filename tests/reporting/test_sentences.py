@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from harness.reporting import footnotes, headline, numbers, tables
+from harness.reporting import numbers, sentences, tables
 from harness.reporting.results import load
 from harness.stats import summarise
 
@@ -67,7 +67,7 @@ FAILED = ("embedding", math.nan, math.nan, math.nan, math.nan, "failed")
     ],
 )
 def test_headline(entries, said):
-    assert headline.headline(results(), lines(*entries)) == [said]
+    assert sentences.headline(results(), lines(*entries)) == [said]
 
 
 def test_headline_has_a_sentence_per_fraction_and_leaves_controls_out():
@@ -77,7 +77,7 @@ def test_headline_has_a_sentence_per_fraction_and_leaves_controls_out():
             lines(TIE, fraction=0.5),
         ]
     )
-    said = headline.headline(results(0.25, 0.5), table)
+    said = sentences.headline(results(0.25, 0.5), table)
     assert said[0].startswith("Keeping 25%: influence/combined beats random by 4.1 points")
     assert said[1].startswith("Keeping 50%: no selector differs detectably")
     assert "oracle" not in " ".join(said)
@@ -88,9 +88,9 @@ def test_unfinished_experiment_says_so(make_results):
     text = (folder / "protocol.toml").read_text().replace('"seeds" = [0]', '"seeds" = [0, 1, 2]')
     (folder / "protocol.toml").write_text(text)
     (found,) = load(folder)
-    said = headline.headline(found, lines(WIN))
+    said = sentences.headline(found, lines(WIN))
     assert said[-1] == "Provisional: 10 of 16 cells have not run."
-    assert ("length@0.5", "not run, seeds 1 and 2") in headline.failures(found)
+    assert ("length@0.5", "not run, seeds 1 and 2") in sentences.failures(found)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_p_value(p, shown):
 def test_stability_of_a_choice_is_told_where_it_is_known(make_results):
     folder = make_results(fractions=(0.25, 0.5))
     (found,) = load(folder)
-    assert not [note for note in footnotes.fact_notes(found) if "Stability" in note]
+    assert not [note for note in sentences.query_notes(found) if "Stability" in note]
     stability = {
         "jaccard": 0.812, "low": 0.7549, "high": 0.861, "random": 0.3333,
         "replicates": 1000, "queries": {"C": 64, "I": 23},
@@ -126,7 +126,7 @@ def test_stability_of_a_choice_is_told_where_it_is_known(make_results):
         lines.append(json.dumps(entry) + "\n")
     path.write_text("".join(lines))
     (found,) = load(folder)
-    [note] = [note for note in footnotes.fact_notes(found) if "Stability" in note]
+    [note] = [note for note in sentences.query_notes(found) if "Stability" in note]
     assert note == (
         "Stability of the chosen set under a bootstrap over queries, as Jaccard overlap with the "
         "choice by all of them [95% interval]: influence/combined at 50% 0.81 [0.75, 0.86] (random "
@@ -140,14 +140,14 @@ def test_the_rule_for_several_decodes_is_told(make_results):
     facts["arms"]["main"] |= {"query_decodes": 5, "query_rule": "majority"}
     (folder / "facts.json").write_text(json.dumps(facts))
     (found,) = load(folder)
-    [note] = [note for note in footnotes.fact_notes(found) if "|C| = 64" in note]
+    [note] = [note for note in sentences.query_notes(found) if "|C| = 64" in note]
     assert note.endswith("made wrong. A query is right if a majority of its 5 decodes are.")
 
 
 def said_of(folder):
     (found,) = load(folder)
     table = tables.main(found, summarise(found.outcomes, seeds=found.seeds))
-    return footnotes.notes(found, table)
+    return sentences.notes(found, table)
 
 
 def test_old_samples_do_not_say_whether_they_were_cut(make_results):
@@ -195,7 +195,7 @@ def test_truncation_recorded_in_part_says_so(make_results):
 def test_a_small_share_is_not_told_as_none():
     outcomes = pd.DataFrame({"truncated": pd.array([True] + [False] * 9999, dtype="boolean")})
     table = pd.DataFrame({"task": ["mean"], "truncated": [0.0001]})
-    [said] = footnotes.truncation_notes(SimpleNamespace(outcomes=outcomes), table)
+    [said] = sentences.truncation_notes(SimpleNamespace(outcomes=outcomes), table)
     assert said.startswith("1 of 10,000 responses (<0.1%) was cut")
 
 
@@ -215,7 +215,7 @@ def test_several_decodes_are_explained(make_results):
 def test_how_each_task_is_asked_and_graded_is_told_where_it_is_noted(make_results):
     folder = make_results()
     (found,) = load(folder)
-    assert footnotes.task_notes(found) == []
+    assert sentences.task_notes(found) == []
     facts = json.loads((folder / "facts.json").read_text())
     facts["tasks"] = {
         "chain_far": {
@@ -226,7 +226,7 @@ def test_how_each_task_is_asked_and_graded_is_told_where_it_is_noted(make_result
     }  # fmt: skip
     (folder / "facts.json").write_text(json.dumps(facts))
     (found,) = load(folder)
-    assert footnotes.task_notes(found) == [
+    assert sentences.task_notes(found) == [
         "chain_far: 1,319 items of openai/gsm8k@e53f048, at most 2,048 tokens per response, "
         "grader number 1, prompt version 2."
     ]
@@ -262,7 +262,7 @@ def test_overlaps_that_were_kept_or_dropped_are_told(make_results, overlap, said
     facts["arms"]["main"]["overlap"] = overlap
     (folder / "facts.json").write_text(json.dumps(facts))
     (found,) = load(folder)
-    assert footnotes.overlap_notes(found) == said
+    assert sentences.overlap_notes(found) == said
 
 
 def test_a_row_like_the_reference_is_an_a_a_control(make_results):
@@ -278,7 +278,7 @@ def test_a_row_like_the_reference_is_an_a_a_control(make_results):
     assert found.again == ("random/again",)
     table = tables.main(found, summarise(found.outcomes, seeds=found.seeds))
     [low, high] = table[(table["task"] == "mean") & (table["row"] == "random/again")].itertuples()
-    said = headline.controls(found, table).split("A/A: ")[1]
+    said = sentences.controls(found, table).split("A/A: ")[1]
     start = "random/again has the selector and the parameters of random"
     assert said.startswith(f"{start}, so that only chance sets them apart: random/again at 25% ")
     for line, share in ((low, "25%"), (high, "50%")):
@@ -288,19 +288,19 @@ def test_a_row_like_the_reference_is_an_a_a_control(make_results):
         size = f"{abs(100 * line.diff):.1f} [{interval}]"
         assert f"random/again at {share} {size} {side} (a tie, as it should be)" in said
     # It is no selector of the headline, and stays in the family of tests.
-    assert "random/again" not in set(headline.judged(found, table, 0.5)["row"])
-    assert {"random/matched", "length"} == set(headline.judged(found, table, 0.5)["row"])
+    assert "random/again" not in set(sentences.judged(found, table, 0.5)["row"])
+    assert {"random/matched", "length"} == set(sentences.judged(found, table, 0.5)["row"])
     assert (
         table.loc[(table["task"] == "mean") & (table["row"] == "random/again"), "p_holm"]
         .notna()
         .all()
     )
-    assert tables.sheets(found, table)["main"].said == [headline.controls(found, table)]
+    assert tables.sheets(found, table)["main"].remarks == [sentences.controls(found, table)]
 
 
 def test_an_a_a_control_that_differs_is_told_as_chance(make_results):
     (found,) = load(make_results(rows=("random", "random/again"), items=20))
-    told = headline.again(found, lines(("random/again", -3.0, -5.0, -1.0, 0.01, "worse")))
+    told = sentences.controls(found, lines(("random/again", -3.0, -5.0, -1.0, 0.01, "worse")))
     assert told.endswith("random/again 3.0 [1.0, 5.0] below (worse, by chance).")
 
 
