@@ -57,9 +57,7 @@ class Influence(ScoreSelector):
 
     strategy: Literal["correct", "incorrect", "combined"] = "combined"
     mix: Literal["half", "rank"] = "half"
-    curvature: Literal[
-        "identity", "diagonal", "kfac", "ekfac", "ekfac+cg", "datainf", "projected"
-    ] = "ekfac"
+    curvature: Literal["identity", "ekfac", "ekfac+cg", "projected"] = "ekfac"
     fisher: Literal["true", "empirical"] = "true"
     damping: float = 0.1
     layers: Literal["attention+mlp", "attention", "mlp", "all"] = "attention+mlp"
@@ -70,7 +68,7 @@ class Influence(ScoreSelector):
     decodes: Literal["mean", "sum"] = "mean"
     max_queries: int | None = 64
     query_seed: int = 0
-    scoring: Literal["auto", "forward", "central", "ghost", "backward"] = "auto"
+    scoring: Literal["auto", "forward", "ghost", "backward"] = "auto"
     replicates: int = 1000
 
     def __post_init__(self) -> None:

@@ -24,9 +24,6 @@ from harness import (
     influence,
 )
 
-PASSES = ("ekfac+cg", "datainf")
-"""Kinds whose every solve takes passes over the pool; here each example needs one of its own."""
-
 
 @dataclass(frozen=True)
 class SelfInfluence(ScoreSelector):
@@ -37,9 +34,7 @@ class SelfInfluence(ScoreSelector):
     """
 
     order: Literal["low", "high"] = "low"
-    curvature: Literal[
-        "identity", "diagonal", "kfac", "ekfac", "ekfac+cg", "datainf", "projected"
-    ] = "ekfac"
+    curvature: Literal["identity", "ekfac", "ekfac+cg", "projected"] = "ekfac"
     fisher: Literal["true", "empirical"] = "true"
     damping: float = 0.1
     layers: Literal["attention+mlp", "attention", "mlp", "all"] = "attention+mlp"
@@ -48,11 +43,11 @@ class SelfInfluence(ScoreSelector):
     def __post_init__(self) -> None:
         if not self.damping >= 0:
             raise ValueError(f"damping is {self.damping}; expected at least 0")
-        if self.curvature in PASSES:
+        if self.curvature == "ekfac+cg":
             raise ValueError(
-                f"curvature is {self.curvature!r}, which solves with passes over the pool; "
-                "expected one that solves from its factors: 'identity', 'diagonal', 'kfac', "
-                "'ekfac' or 'projected'"
+                "curvature is 'ekfac+cg', which solves with passes over the pool, here for every "
+                "example; expected one that solves from its factors: 'identity', 'ekfac' or "
+                "'projected'"
             )
 
     def requests(self) -> tuple[Request[Any], ...]:

@@ -50,7 +50,10 @@ def influence(
         ),
     ] = None,
     max_tokens: Annotated[int, option("Maximum tokens per example.")] = 2048,
-    curvature: Annotated[str | None, option("Curvature approximation; default: ekfac.")] = None,
+    curvature: Annotated[
+        str | None,
+        option("Curvature approximation: ekfac (default), ekfac+cg, projected or identity."),
+    ] = None,
     damping: Annotated[
         float | None,
         option("Damping as a multiple of the mean eigenvalue; default: 0.1."),
@@ -70,9 +73,7 @@ def influence(
     batch_size: Annotated[int | None, option("Examples per batch; default: 32.")] = None,
     aggregate: Annotated[str, option("Score over all queries: mean or sum.")] = "mean",
     per_query: Annotated[bool, option("Add a column for each query.")] = False,
-    method: Annotated[
-        str, option("How scores are computed: auto, forward, central or ghost.")
-    ] = "auto",
+    method: Annotated[str, option("How scores are computed: auto, ghost or forward.")] = "auto",
     save_curvature: Annotated[
         Path | None, option("Folder to save the fitted curvature in.")
     ] = None,

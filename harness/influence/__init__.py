@@ -19,9 +19,10 @@ from harness.influence.options import CurvatureOptions, SamplingError
 if TYPE_CHECKING:
     from harness.influence.completions import Completions, flipped
     from harness.influence.curvature.base import Curvature
-    from harness.influence.curvature.fisher import fisher_products
+    from harness.influence.curvature.conjugate_gradients import fisher_products
     from harness.influence.curvature.fit import fit, sampling_error
     from harness.influence.directional import directional_scores
+    from harness.influence.from_files import examples
     from harness.influence.gradient_scores import (
         Checkpoint,
         Moments,
@@ -32,33 +33,23 @@ if TYPE_CHECKING:
     )
     from harness.influence.gradients import example_gradients, query_gradients
     from harness.influence.query_influence import influence_scores, per_query_scores
-    from harness.influence.rows import examples
     from harness.influence.score_table import scores
     from harness.influence.stability import order_stability, set_stability
 
-_HOME = {
-    "Checkpoint": "gradient_scores",
-    "Completions": "completions",
-    "Curvature": "curvature.base",
-    "Moments": "gradient_scores",
-    "cosine_scores": "gradient_scores",
-    "directional_scores": "directional",
-    "example_gradients": "gradients",
-    "examples": "rows",
-    "fisher_products": "curvature.fisher",
-    "fit": "curvature.fit",
-    "flipped": "completions",
-    "influence_scores": "query_influence",
-    "less_scores": "gradient_scores",
-    "order_stability": "stability",
-    "per_query_scores": "query_influence",
-    "query_gradients": "gradients",
-    "sampling_error": "curvature.fit",
-    "scores": "score_table",
-    "self_influence": "gradient_scores",
-    "set_stability": "stability",
-    "tracin_scores": "gradient_scores",
+_MODULES = {
+    "completions": "Completions flipped",
+    "curvature.base": "Curvature",
+    "curvature.conjugate_gradients": "fisher_products",
+    "curvature.fit": "fit sampling_error",
+    "directional": "directional_scores",
+    "from_files": "examples",
+    "gradient_scores": "Checkpoint Moments cosine_scores less_scores self_influence tracin_scores",
+    "gradients": "example_gradients query_gradients",
+    "query_influence": "influence_scores per_query_scores",
+    "score_table": "scores",
+    "stability": "order_stability set_stability",
 }
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = [
     "Checkpoint",
@@ -89,6 +80,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load a public name on first use, so that importing the package stays light."""
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

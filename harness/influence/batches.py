@@ -1,4 +1,4 @@
-"""Batches of similar length, the loss of every example, and labels drawn from the model."""
+"""Batches of similar length, the loss of every example, and labels sampled from the model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from harness.data.pool import IGNORED, Pool, collate
-from harness.influence.head import drawn
+from harness.influence.head import sample
 
 PASS_TOKENS = {"cpu": 8192, "cuda": 16384}
 """Tokens, padding included, that go through the model at once, so that memory does not grow with
 the length of the examples; a longer example goes alone."""
-PART_TOKENS = 2048
-"""The same for each part of a batch: what a thread frees, it keeps for itself."""
 
 Progress = Callable[..., Iterable[Any]]
 """`progress(iterable, description, total)` hands the iterable through."""
@@ -50,13 +48,11 @@ def batches(
     device: torch.device,
     progress: Progress | None = None,
     description: str = "",
-    parts: int = 1,
 ) -> Iterator[Batch]:
     """All examples, longest first, so that a batch pads little and memory peaks at the start.
 
-    A batch of more than `PASS_TOKENS` tokens comes in several; `progress` counts it once. `parts`:
-    each comes cut into so many, or one by one where it has fewer examples.
-    ValueError names an example that predicts no token: its loss is undefined.
+    A batch of more than `PASS_TOKENS` tokens is split; `progress` counts it once. ValueError names
+    an example that predicts no token: its loss is undefined.
     """
     for name, labels in zip(pool.ids, pool.labels, strict=True):
         if not (labels[1:] != IGNORED).any():
@@ -64,11 +60,10 @@ def batches(
                 f"example {name!r} has no trainable token after its first; "
                 "expected a response of at least one token"
             )
-    order = np.argsort([-len(tokens) for tokens in pool.input_ids], kind="stable")
-    every = [order[start : start + size] for start in range(0, len(order), size)]
-    shown = every if progress is None else progress(every, description, len(every))
-    for positions in chain.from_iterable(_bounded(some, pool, device, parts) for some in shown):
-        # Padding is masked and stands right of all real tokens, so that any valid id will do.
+    cuts = by_length(pool, size)
+    watched = cuts if progress is None else progress(cuts, description, len(cuts))
+    for positions in chain.from_iterable(_bounded(cut, pool, device) for cut in watched):
+        # Padding is masked and to the right of all real tokens, so that any valid id will do.
         tensors = collate(pool, [int(p) for p in positions], 0)
         yield Batch(
             positions=np.asarray(positions, dtype=np.int64),
@@ -77,14 +72,19 @@ def batches(
         )
 
 
+def by_length(pool: Pool, size: int) -> list[npt.NDArray[np.int64]]:
+    """Positions of all examples, longest first, in groups of `size`."""
+    order = np.argsort([-len(tokens) for tokens in pool.input_ids], kind="stable")
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 def _bounded(
-    positions: npt.NDArray[np.int64], pool: Pool, device: torch.device, parts: int
+    positions: npt.NDArray[np.int64], pool: Pool, device: torch.device
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """`positions`, longest first, in at least so many parts that hold few enough tokens."""
-    limit = PASS_TOKENS.get(device.type, PASS_TOKENS["cpu"]) if parts == 1 else PART_TOKENS
-    most = -(-len(positions) // parts)
+    """`positions`, longest first, in parts of at most `PASS_TOKENS` tokens."""
+    limit = PASS_TOKENS.get(device.type, PASS_TOKENS["cpu"])
     while len(positions):
-        rows = min(most, max(1, limit // len(pool.input_ids[int(positions[0])])))
+        rows = max(1, limit // len(pool.input_ids[int(positions[0])]))
         yield positions[:rows]
         positions = positions[rows:]
 
@@ -97,8 +97,8 @@ def device_of(model: nn.Module) -> torch.device:
 def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """Keyword arguments of a forward pass; transformers models keep no key-value cache.
 
-    A causal model needs no mask for padding that stands right of all real tokens: none of them
-    looks there. Without one, attention kernels take their quicker causal path.
+    A causal model needs no mask for padding to the right of all real tokens, which never attend to
+    it. Without one, attention kernels take their quicker causal path.
     """
     config = getattr(model, "config", None)
     if config is None:
@@ -139,18 +139,18 @@ def uniforms(batch: Batch, seed: int) -> Tensor:
 
 
 def sampled_labels(logits: Tensor, batch: Batch, seed: int) -> Tensor:
-    """Labels [b, T] drawn from the model's own distribution at every loss-carrying position."""
+    """Labels [b, T] sampled from the model's distribution at every loss-carrying position."""
     mask = batch.carrying
     probabilities = logits.detach()[mask].double().softmax(dim=-1)
     labels = torch.full_like(batch.labels, IGNORED)
-    labels[:, 1:][mask[:, :-1]] = drawn(probabilities, uniforms(batch, seed))
+    labels[:, 1:][mask[:, :-1]] = sample(probabilities, uniforms(batch, seed))
     return labels
 
 
 def draw_seed(seed: int, number: int) -> int:
-    """What seeds draw `number` of all labels where several are made; the first has `seed` itself.
+    """The seed of draw `number`, where labels are drawn several times; the first has `seed` itself.
 
-    Others are far from any seed that is written down: fits with seeds 0 and 1 share no draw.
+    The others are far from any seed that people write: fits with seeds 0 and 1 share no draw.
     """
     if number == 0:
         return seed

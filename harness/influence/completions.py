@@ -1,9 +1,9 @@
-"""What f_v is made of: completions of queries, each with a weight.
+"""The query function f_v: a query's completions, each with a weight.
 
     f_v = sum over completions j of v of  weight_j * (mean log-probability of the tokens of j)
 
-For the queries that fine-tuning put right (C) and spoiled (I), with f(S) the mean, or by option the
-sum, over a set S of a query's decodes:
+For the queries that fine-tuning fixed (C) and broke (I), with f(S) the mean, or by option the sum,
+over a set S of a query's decodes:
 
     whose       C, wrong before and right after         I, right before and wrong after
     after       f(right after)                          f(wrong after)
@@ -11,8 +11,8 @@ sum, over a set S of a query's decodes:
     contrast    f(right after) - f(wrong before)        f(wrong after) - f(right before)
 
 So high s_C always means "pushes towards right answers" and high s_I "pushes towards wrong ones". A
-decode that occurs twice counts twice. A query with a needed side of empty completions only drops
-out.
+decode that occurs twice counts twice. A query is left out where a side that is needed has only
+empty completions.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Completions:
     def gradients(self, model: nn.Module, options: CurvatureOptions) -> Gradients:
         """Gradient of every f_v: layer -> [q, out, in (+ 1)]."""
         turns = _turns(self.owner)
-        found: Gradients = {}
+        total: Gradients = {}
         for turn in range(int(turns.max(initial=-1)) + 1):
             # One completion of each query at a time holds no more than twice the result.
             rows = np.flatnonzero(turns == turn)
@@ -92,11 +92,11 @@ class Completions:
                 weights = torch.as_tensor(self.weights[rows]).to(gradient)
                 gradient.mul_(weights[:, None, None])
                 if turn == 0:
-                    found[name] = gradient
+                    total[name] = gradient
                 else:
                     owner = torch.as_tensor(self.owner[rows], device=gradient.device)
-                    found[name].index_add_(0, owner, gradient)
-        return found
+                    total[name].index_add_(0, owner, gradient)
+        return total
 
     def direction(self, model: nn.Module, options: CurvatureOptions, aggregate: str) -> Gradients:
         """Gradient of the "mean" or "sum" of f_v over queries: layer -> [out, in (+ 1)].
@@ -122,35 +122,40 @@ def flipped(
     completion: str = "own",
     decodes: str = "mean",
 ) -> Completions:
-    """The completions of side "C" or "I"; no query at all where nothing flipped that way.
+    """The completions of side "C" or "I"; no query where no answer flipped that way.
 
     `whose`: see above. `completion`: the right answer of C is the model's "own" or the "reference"
     one of the query set. `decodes`: f_v is the "mean" or the "sum" over decodes.
     """
     check_choice(whose, completion, decodes)
     after, before = queries.after, queries.before
-    reached = side == "C"  # whether the answers after fine-tuning are to be right
+    right_after = side == "C"
 
     def later(v: int) -> list[Tokens]:
         if side == "C" and completion == "reference":
             labels = queries.pool.labels[v]
             return [queries.pool.input_ids[v][labels != IGNORED]]
-        return [after.tokens[v][k] for k in np.flatnonzero(after.right[v] == reached)]
+        return [after.tokens[v][k] for k in np.flatnonzero(after.right[v] == right_after)]
 
     def earlier(v: int) -> list[Tokens]:
-        return [before.tokens[v][k] for k in np.flatnonzero(before.right[v] != reached)]
+        return [before.tokens[v][k] for k in np.flatnonzero(before.right[v] != right_after)]
 
-    asked: list[tuple[Callable[[int], list[Tokens]], float]] = []
+    terms: list[tuple[Callable[[int], list[Tokens]], float]] = []
     if whose in ("after", "contrast"):
-        asked.append((later, 1.0))
+        terms.append((later, 1.0))
     if whose in ("before", "contrast"):
-        asked.append((earlier, -1.0))
-    found: list[tuple[int, Chosen]] = []
+        terms.append((earlier, -1.0))
+    by_query: list[tuple[int, Chosen]] = []
     for v in (queries.C if side == "C" else queries.I).tolist():
-        parts = [([t for t in take(v) if len(t)], sign) for take, sign in asked]
+        parts = [([t for t in take(v) if len(t)], sign) for take, sign in terms]
         if all(tokens for tokens, _ in parts):
-            found.append((v, [pair for part in parts for pair in _weighted(*part, decodes)]))
-    return _completions(queries.pool, found)
+            chosen = [
+                (completion, sign if decodes == "sum" else sign / len(tokens))
+                for tokens, sign in parts
+                for completion in tokens
+            ]
+            by_query.append((v, chosen))
+    return _completions(queries.pool, by_query)
 
 
 def check_choice(whose: str, completion: str, decodes: str) -> None:
@@ -169,15 +174,10 @@ def check_choice(whose: str, completion: str, decodes: str) -> None:
         )
 
 
-def _weighted(tokens: Sequence[Tokens], sign: float, decodes: str) -> Chosen:
-    weight = sign if decodes == "sum" else sign / len(tokens)
-    return [(completion, weight) for completion in tokens]
-
-
-def _completions(pool: Pool, found: Sequence[tuple[int, Chosen]]) -> Completions:
-    """Prompts and completions as examples; an only completion has its query's id."""
+def _completions(pool: Pool, by_query: Sequence[tuple[int, Chosen]]) -> Completions:
+    """Prompts and completions as examples; a query's only completion has the query's id."""
     ids, input_ids, labels, owner, weights = [], [], [], [], []
-    for number, (v, chosen) in enumerate(found):
+    for number, (v, chosen) in enumerate(by_query):
         prompt = pool.prompt_ids(v)
         for j, (tokens, weight) in enumerate(chosen):
             ids.append(pool.ids[v] if len(chosen) == 1 else f"{pool.ids[v]}\N{SECTION SIGN}{j}")
@@ -190,17 +190,17 @@ def _completions(pool: Pool, found: Sequence[tuple[int, Chosen]]) -> Completions
             weights.append(weight)
     return Completions(
         Pool(tuple(ids), tuple(input_ids), tuple(labels)),
-        tuple(pool.ids[v] for v, _ in found),
+        tuple(pool.ids[v] for v, _ in by_query),
         np.array(owner, dtype=np.int64),
         np.array(weights, dtype=np.float64),
     )
 
 
 def _turns(owner: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """How many completions of the same query stand before each one."""
-    seen: dict[int, int] = {}
+    """How many completions of the same query come before each one."""
+    counts: dict[int, int] = {}
     turns = []
     for v in owner.tolist():
-        turns.append(seen.get(v, 0))
-        seen[v] = turns[-1] + 1
+        turns.append(counts.get(v, 0))
+        counts[v] = turns[-1] + 1
     return np.array(turns, dtype=np.int64)

@@ -1,8 +1,8 @@
 """Influence from files: a model, a pool and queries in, a table of scores out.
 
-Everything that a killed run has finished stands in a folder beside the output, `<out>.partial`: the
-curvature, and the shards of the scores. The same command continues there; the folder goes when the
-table is written.
+Everything that a killed run has finished is in a folder beside the output, `<out>.partial`: the
+curvature, and the shards of the scores. The same command continues there; the folder is removed
+once the table is written.
 """
 
 from __future__ import annotations
@@ -12,26 +12,79 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.data import dataset
 from harness.data.pool import Pool
-from harness.influence import CurvatureOptions
+from harness.experiment.config import DataConfig
+from harness.influence.options import METHODS, CurvatureOptions
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformers import PreTrainedTokenizerBase
 
-    from harness.influence import Curvature
     from harness.influence.batches import Progress
+    from harness.influence.curvature.base import Curvature
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 PRECISIONS = ("float32", "bfloat16")
 FITTED = "fit.json"
-SHOWN = 5
+LISTED = 5
+"""Examples at either end of the order that a summary names."""
+MAX_TOKENS = 2048
 Note = Callable[[str], None]
+
+
+def examples(
+    rows: str | Path | Iterable[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prompt: str = "prompt",
+    response: str = "response",
+    id: str | None = None,
+    template: str | None = None,
+    max_tokens: int = MAX_TOKENS,
+) -> Pool:
+    """Tokenise prompts and responses; the loss is on the response and the end-of-text token.
+
+    Args:
+        rows: a .jsonl or .parquet file, or dictionaries.
+        prompt: column of the prompts; `response` and `id` likewise. Without `id`, rows are called
+            row-000001 and so on.
+        template: a text with `{prompt}` in it, "chat" for the tokenizer's chat template, or None:
+            chat where the tokenizer has one, else "Question: {prompt}\\nAnswer:\\n".
+        max_tokens: longer responses are cut, longer prompts refused.
+
+    Raises:
+        ValueError: a missing column, or rows that cannot be used: all of them, by number and
+            reason.
+    """
+    if max_tokens < 2:
+        raise ValueError(f"max_tokens is {max_tokens!r}; expected at least 2")
+    if getattr(tokenizer, "eos_token_id", None) is None:
+        raise ValueError("the tokenizer has no end-of-text token; expected eos_token to be set")
+    columns: dict[str, Any] = {"prompt": prompt, "response": response, "id": id}
+    columns["template"] = template
+    if isinstance(rows, str | Path):
+        path = Path(rows)
+        _check_file(path)
+        config = DataConfig(dataset=path.name, **columns)
+        records, report = dataset.read(config, path)
+    else:
+        config = DataConfig(dataset="rows.jsonl", **columns)
+        records, report = dataset.given(rows, config)
+    return dataset.tokenise(records, config, tokenizer, max_tokens, report)
+
+
+def _check_file(path: Path) -> None:
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"{path}: expected a file ending in .jsonl or .parquet")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; expected a .jsonl or .parquet file")
 
 
 @dataclass(frozen=True)
@@ -47,7 +100,7 @@ class Request:
     response: str = "response"
     id: str | None = None
     template: str | None = None
-    max_tokens: int = 2048
+    max_tokens: int = MAX_TOKENS
     aggregate: str = "mean"
     per_query: bool = False
     method: str = "auto"
@@ -68,7 +121,7 @@ class Request:
             raise ValueError(f"--dtype {self.precision!r}; expected {' or '.join(PRECISIONS)}")
         if self.use_curvature is not None and self.options is not None:
             raise ValueError(
-                "--use-curvature with options of a fit; expected none: the curvature's own count"
+                "--use-curvature with options of a fit; expected none: the curvature has its own"
             )
         if self.use_curvature is not None and self.save_curvature is not None:
             raise ValueError("--use-curvature with --save-curvature; expected one of them")
@@ -78,26 +131,37 @@ def run(request: Request, progress: Progress, note: Note) -> dict[str, Any]:
     """Write the table that `request` asks for; return what the summary shows."""
     import torch
 
-    from harness import influence
+    from harness.influence.score_table import scores
 
-    _refuse_missing(request)
+    _check_inputs(request)
     device = request.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = load(request, device)
     pool, queries = (
-        _examples(path, tokenizer, request) for path in (request.pool, request.queries)
+        examples(
+            path,
+            tokenizer,
+            prompt=request.prompt,
+            response=request.response,
+            id=request.id,
+            template=request.template,
+            max_tokens=request.max_tokens,
+        )
+        for path in (request.pool, request.queries)
     )
-    note(f"{len(pool)} examples, {len(queries)} queries; {_size(model)} on {device}")
-    work = request.out.with_name(f"{request.out.name}.partial")
-    work.mkdir(parents=True, exist_ok=True)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    size = f"{type(model).__name__} of {millions:.1f}M parameters"
+    note(f"{len(pool)} examples, {len(queries)} queries; {size} on {device}")
+    partial = request.out.with_name(f"{request.out.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
     with _warnings_as(note):
         start = time.perf_counter()
-        curvature, found = _fitted(request, work, model, pool, progress)
+        curvature, origin = _fitted(request, partial, model, pool, progress)
         fit_seconds = time.perf_counter() - start
         note(
             f"curvature {curvature.options.kind}, fitted on {curvature.examples} examples: "
-            + (f"found in {found}" if found else f"{fit_seconds:.1f} s")
+            + (f"found in {origin}" if origin else f"{fit_seconds:.1f} s")
         )
-        table = influence.scores(
+        table = scores(
             model,
             curvature,
             pool,
@@ -105,24 +169,21 @@ def run(request: Request, progress: Progress, note: Note) -> dict[str, Any]:
             aggregate=None if request.per_query else request.aggregate,
             method=request.method,
             progress=progress,
-            shards=work / "scores",
+            shards=partial / "scores",
         )
     facts = table.attrs
     if request.per_query:
         total = table.mean(axis=1) if request.aggregate == "mean" else table.sum(axis=1)
         table.insert(0, "score", total)
     _write(table, request.out, facts)
-    shutil.rmtree(work)
-    return _summary(request, table, facts, None if found else fit_seconds)
+    shutil.rmtree(partial)
+    return _summary(request, table, facts, None if origin else fit_seconds)
 
 
-def _refuse_missing(request: Request) -> None:
+def _check_inputs(request: Request) -> None:
     """Before a model is loaded."""
     for path in (request.pool, request.queries):
-        if path.suffix not in (".jsonl", ".parquet"):
-            raise ValueError(f"{path}: expected a file ending in .jsonl or .parquet")
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; expected a .jsonl or .parquet file")
+        _check_file(path)
     if request.use_curvature is not None:
         path = request.use_curvature / "curvature.json"
         if not path.is_file():
@@ -136,14 +197,14 @@ def load(request: Request, device: str) -> tuple[Any, Any]:
 
     logging.disable_progress_bar()
     folder = Path(request.model)
-    name: Any = AutoModelForCausalLM
+    loader: Any = AutoModelForCausalLM
     if folder.is_dir():
         if request.revision is not None:
             raise ValueError(f"--revision with the folder {folder}; expected none")
         if (folder / "adapter_config.json").is_file():
             from peft import AutoPeftModelForCausalLM
 
-            name = AutoPeftModelForCausalLM
+            loader = AutoPeftModelForCausalLM
         elif not (folder / "config.json").is_file():
             raise FileNotFoundError(
                 f"{folder}: neither config.json nor adapter_config.json; "
@@ -154,61 +215,45 @@ def load(request: Request, device: str) -> tuple[Any, Any]:
             f"model {request.model!r} is no folder here; expected one, or a hub name with "
             "--revision and the hash of a commit"
         )
-    where = {} if request.revision is None else {"revision": request.revision}
-    model = name.from_pretrained(
-        request.model, dtype=request.precision, **_attention(request, device), **where
+    revision = {} if request.revision is None else {"revision": request.revision}
+    model = loader.from_pretrained(
+        request.model, dtype=request.precision, **_attention(request, device), **revision
     )
+    if getattr(model.config, "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")  # other kernels leave the cap out
     source = request.tokenizer or request.model
-    if name is not AutoModelForCausalLM and request.tokenizer is None:
+    if loader is not AutoModelForCausalLM and request.tokenizer is None:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         if not (folder / "tokenizer_config.json").is_file():
             source = str(config["base_model_name_or_path"])
-    tokenizer = AutoTokenizer.from_pretrained(source, **({} if request.tokenizer else where))
+    tokenizer = AutoTokenizer.from_pretrained(source, **({} if request.tokenizer else revision))
     return model.to(device).eval(), tokenizer
 
 
 def _attention(request: Request, device: str) -> dict[str, str]:
-    """The plain attention kernel, which leaves the engine every choice.
+    """The attention kernel: the plain one where it is needed, else the choice of transformers.
 
-    It keeps tokens x tokens for every head. In 16 bits on a GPU, where memory ends first and no
-    method wants it but "forward", the kernel is the one that transformers chooses.
+    The plain one keeps tokens x tokens for every head. Forward mode has derivatives for no other;
+    in single precision on a GPU gradients of fused kernels depend on the composition of the batch,
+    and in 16 bits on a CPU there is nothing to gain.
     """
-    if request.precision != "float32" and device != "cpu" and request.method in ("auto", "ghost"):
-        return {}
-    return {"attn_implementation": "eager"}
-
-
-def _examples(path: Path, tokenizer: Any, request: Request) -> Pool:
-    from harness import influence
-
-    return influence.examples(
-        path,
-        tokenizer,
-        prompt=request.prompt,
-        response=request.response,
-        id=request.id,
-        template=request.template,
-        max_tokens=request.max_tokens,
-    )
-
-
-def _size(model: Any) -> str:
-    count = sum(parameter.numel() for parameter in model.parameters())
-    return f"{type(model).__name__} of {count / 1e6:.1f}M parameters"
+    usual = (device == "cpu") == (request.precision == "float32")
+    return {} if usual and request.method != "forward" else {"attn_implementation": "eager"}
 
 
 def _fitted(
-    request: Request, work: Path, model: Any, pool: Pool, progress: Progress
+    request: Request, partial: Path, model: Any, pool: Pool, progress: Progress
 ) -> tuple[Curvature, Path | None]:
-    """The curvature, and the folder that it was found in, where it was not fitted now."""
+    """The curvature, and the folder that it was found in, unless it was fitted now."""
     from harness.experiment.records import write_atomic
-    from harness.influence import Curvature, fit
+    from harness.influence.curvature.base import Curvature
+    from harness.influence.curvature.fit import fit
     from harness.influence.score_table import weights_digest
 
     if request.use_curvature is not None:
         return Curvature.load(request.use_curvature), request.use_curvature
     options = request.options or CurvatureOptions()
-    folder = request.save_curvature or work / "curvature"
+    folder = request.save_curvature or partial / "curvature"
     made_from = {
         "options": dataclasses.asdict(options),
         "pool": pool.fingerprint,
@@ -226,19 +271,19 @@ def _fitted(
 
 def _write(table: pd.DataFrame, path: Path, facts: dict[str, Any]) -> None:
     """The table by suffix, under a temporary name first; parquet keeps what scores depend on."""
-    work = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     if path.suffix == ".parquet":
-        kept = table.reset_index()
+        stored = table.reset_index()
         # Neither times nor interruptions: equal scores, equal bytes.
-        kept.attrs = {k: v for k, v in facts.items() if k not in ("seconds", "shards")}
-        kept.to_parquet(work, index=False)
+        stored.attrs = {k: v for k, v in facts.items() if k not in ("seconds", "shards")}
+        stored.to_parquet(temporary, index=False)
     elif path.suffix == ".csv":
-        table.to_csv(work)
+        table.to_csv(temporary)
     else:
         rows = table.reset_index().to_dict(orient="records")
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        work.write_text(text, encoding="utf-8")
-    work.replace(path)
+        temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def _summary(
@@ -251,8 +296,8 @@ def _summary(
         "aggregate": request.aggregate,
         "per_query": request.per_query,
         "seconds": {name: value and round(value, 3) for name, value in seconds.items()},
-        "top": {str(name): float(value) for name, value in ordered.head(SHOWN).items()},
-        "bottom": {str(name): float(value) for name, value in ordered.tail(SHOWN).items()},
+        "top": {str(name): float(value) for name, value in ordered.head(LISTED).items()},
+        "bottom": {str(name): float(value) for name, value in ordered.tail(LISTED).items()},
         "out": str(request.out),
     }
 
@@ -260,7 +305,7 @@ def _summary(
 def lines(summary: dict[str, Any]) -> Iterator[str]:
     """The summary for people."""
     seconds, shards = summary["seconds"], summary["shards"]
-    yield f"method {summary['method']}: {summary['reason']}"
+    yield f"method {summary['method']}: {METHODS[summary['method']]}"
     if shards["found"]:
         yield f"continued: {shards['found']} of {shards['total']} shards were finished before"
     parts = [f"{name} {value:.1f} s" for name, value in seconds.items() if value is not None]
@@ -275,16 +320,16 @@ def lines(summary: dict[str, Any]) -> Iterator[str]:
 
 @contextmanager
 def _warnings_as(note: Note) -> Iterator[None]:
-    """Shows warnings of the engine as plain lines."""
+    """Shows the warning about discarded shards as a plain line."""
     with warnings.catch_warnings():
         warnings.filterwarnings("always", ".*starting anew", UserWarning)
-        shown = warnings.showwarning
+        original = warnings.showwarning
 
         def show(message: Any, category: Any, *rest: Any, **more: Any) -> None:
             if "starting anew" in str(message):
                 note(str(message))
             else:
-                shown(message, category, *rest, **more)
+                original(message, category, *rest, **more)
 
         warnings.showwarning = show
         yield

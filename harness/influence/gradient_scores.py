@@ -17,9 +17,9 @@ Gamma_d is the step that AdamW would take on d alone after t steps, without lear
 with m_t, v_t the optimizer's own moments: d's gradient is mixed in, so Gamma_d is not linear in it.
 The paper writes the corrections with exponent t; its published code leaves them out and has eps
 under the root. A common factor of m or of sqrt(v) cancels in the cosine, so these differ only where
-sqrt(v) is of the size of eps. Further from the published LESS: exact gradients, no random
+sqrt(v) is of the size of eps. Other differences from the published LESS: exact gradients, no random
 projection; the query set is one task (no maximum over subtasks); the cosine is with the mean query
-gradient (as the paper writes; its code takes the mean of the cosines with single queries).
+gradient (as in the paper; its code takes the mean of the cosines with single queries).
 
 One pass over the pool per checkpoint; one model and one block of example gradients in memory.
 """
@@ -43,7 +43,7 @@ from harness.influence.layers import Gradients, Layer, evaluating, match, tracke
 from harness.influence.options import CurvatureOptions
 
 Change = Callable[[str, Tensor], Tensor]
-"""`change(layer, block)` makes of example gradients [rows, out, in (+ 1)] what is compared."""
+"""`change(layer, block)` turns example gradients [rows, out, in (+ 1)] into what is compared."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on the way of a training run, loaded only when asked for.
+    """A model along a training run, loaded only when asked for.
 
     `step`: steps done. `rate`: mean learning rate of the steps since the checkpoint before.
     `model()`: the model, on its device. `moments()`: AdamW's state.
@@ -81,7 +81,7 @@ def tracin_scores(
 ) -> npt.NDArray[np.float64]:
     """sum_i eta_i <g_d, q> over `checkpoints`, shape [n]; higher = training on d helps queries.
 
-    `options`: layers, head, loss (of the pool) and batch size; its curvature plays no part.
+    `options`: layers, head, loss (of the pool) and batch size; its curvature has no effect.
     """
     options = options or CurvatureOptions(kind="identity")
     scores = np.zeros(len(pool))
@@ -90,8 +90,8 @@ def tracin_scores(
         direction = query_gradients(model, queries, options, aggregate="mean", progress=progress)
         # Two signs cancel: the direction raises -L of the queries, the score is of -L of the pool.
         along = {name: part[None] for name, part in direction.items()}
-        found = directional_scores(model, pool, along, options, progress=progress)
-        scores += checkpoint.rate * found[:, 0]
+        products = directional_scores(model, pool, along, options, progress=progress)
+        scores += checkpoint.rate * products[:, 0]
     return scores
 
 
@@ -172,7 +172,7 @@ def adam_step(layers: tuple[Layer, ...], moments: Moments, device: torch.device)
 
 def _state(layer: Layer, moments: Moments, device: torch.device) -> tuple[Tensor, Tensor]:
     """Both moments of one layer as matrices [out, in (+ 1)]."""
-    found = []
+    matrices = []
     for values in (moments.first, moments.second):
         parts = []
         for name in layer.parameters():
@@ -183,8 +183,8 @@ def _state(layer: Layer, moments: Moments, device: torch.device) -> tuple[Tensor
                 )
             value = values[name].to(device=device, dtype=layer.module.weight.dtype)
             parts.append(value if value.ndim == 2 else value[:, None])
-        found.append(torch.cat(parts, dim=1))
-    return found[0], found[1]
+        matrices.append(torch.cat(parts, dim=1))
+    return matrices[0], matrices[1]
 
 
 def _cosines(
@@ -217,13 +217,13 @@ def _loss_gradient(
     progress: Progress | None,
 ) -> Gradients:
     """q divided by its length, over all layers at once."""
-    found = query_gradients(model, queries, options, aggregate="mean", progress=progress)
-    match(layers, found)
-    squares = [float(part.square().sum(dtype=torch.float64)) for part in found.values()]
+    mean = query_gradients(model, queries, options, aggregate="mean", progress=progress)
+    match(layers, mean)
+    squares = [float(part.square().sum(dtype=torch.float64)) for part in mean.values()]
     length = float(np.sqrt(sum(squares)))
     if not length > 0:
         raise ValueError(f"the mean query gradient has length {length}; expected more than 0")
-    return {name: -part / length for name, part in found.items()}
+    return {name: -part / length for name, part in mean.items()}
 
 
 def _blocks(

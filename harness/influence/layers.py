@@ -1,9 +1,12 @@
 """The linear layers whose weights count for influence, and the weights they hold.
 
-Of a model with LoRA adapters these are the parts of its active adapters, and nothing else.
+In a model with LoRA adapters these are the parts of its active adapters, and nothing else: `lora_A`
+and `lora_B` are linear layers that run once, whatever their adapter does around them (scaling,
+dropout, a quantised or transposed base). Modules with adapters are recognised by what they have,
+not by their class, so that peft is needed only by its users.
 
 A layer's gradient is one matrix [out, in] or, with a bias, [out, in + 1]: the bias is the weight of
-an input that is always 1, its column stands last.
+an input that is always 1; its column comes last.
 """
 
 from __future__ import annotations
@@ -12,11 +15,12 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-
-from harness.influence.adapters import adapters, check_prompts, tuners
 
 Gradients = dict[str, Tensor]
 """Layer name -> matrices [..., out, in (+ 1)]."""
@@ -26,11 +30,12 @@ PATTERNS = {
     "mlp": re.compile(r"(?i)mlp|ffn|feed_?forward|moe|expert"),
 }
 PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+ADAPTER_PARTS = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One tracked linear layer; `tied` are the embeddings that hold the very same weight."""
+    """One tracked linear layer; `tied` are the embeddings that share its weight."""
 
     name: str
     module: nn.Linear
@@ -63,6 +68,13 @@ class Layer:
             directions[f"{prefix}bias"] = matrices[..., -1].contiguous()
         return directions
 
+    def zeros(self, *leading: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Zeros [*leading, out, in (+ 1)] on the layer's device, by default in its precision."""
+        return self.module.weight.detach().new_zeros(*leading, *self.shape, dtype=dtype)
+
+
+Layers = tuple[Layer, ...]
+
 
 def tracked_layers(
     model: nn.Module, layers: str = "attention+mlp", head: bool = False
@@ -70,41 +82,40 @@ def tracked_layers(
     """The tracked layers in the order of the model's modules.
 
     ValueError where a wanted part of the model keeps weights in something other than `nn.Linear`,
-    or adapters other than LoRA's, where a weight is shared between layers, or where nothing
-    matches.
+    or in adapters other than LoRA's, where layers share a weight, or where nothing matches.
     """
-    check_prompts(model)
-    tuned = tuners(model)
-    found = _adapted(model, tuned, layers, head) if tuned else _linear(model, layers, head)
-    if not found:
+    _refuse_prompt_tuning(model)
+    tuned = {path: module for path, module in model.named_modules() if _is_tuned(module)}
+    tracked = _adapted(model, tuned, layers, head) if tuned else _linear(model, layers, head)
+    if not tracked:
         raise ValueError(
             f"no {'LoRA adapters' if tuned else 'linear layers'} match layers {layers!r} in "
             f'{type(model).__name__}; expected attention or MLP blocks, or layers = "all"'
         )
-    _refuse_sharing(found)
-    return tuple(found)
+    _check_weights(tracked)
+    return tuple(tracked)
 
 
 def _linear(model: nn.Module, layers: str, head: bool) -> list[Layer]:
     """Wanted layers of a model without adapters."""
     output = output_layer(model)
-    found: list[Layer] = []
+    tracked: list[Layer] = []
     for name, module in model.named_modules():
         if module is output or not _wanted(name, layers):
             continue
         if isinstance(module, nn.Linear):
-            found.append(Layer(name, module))
+            tracked.append(Layer(name, module))
         else:
-            _refuse_weights(name, module)
+            _refuse_untracked_weights(name, module)
     if head:
-        found.append(_head_layer(model, output))
-    return found
+        tracked.append(_head_layer(model, output))
+    return tracked
 
 
 def _adapted(
     model: nn.Module, tuned: Mapping[str, nn.Module], layers: str, head: bool
 ) -> list[Layer]:
-    """Parts of the wanted adapters; the path of the adapted module says what is wanted."""
+    """Parts of the wanted adapters; the path of the adapted module decides what is wanted."""
     output = output_layer(model)
     if head and not any(module is output for module in tuned.values()):
         raise ValueError(
@@ -115,28 +126,94 @@ def _adapted(
         Layer(name, part)
         for path, module in tuned.items()
         if (head if module is output else _wanted(path, layers))
-        for name, part in adapters(path, module)
+        for name, part in _adapter_parts(path, module)
     ]
+
+
+def _is_tuned(module: nn.Module) -> bool:
+    """Whether training changed the module through adapters or a copy of its linear layer."""
+    if not hasattr(module, "adapter_layer_names"):
+        return False
+    # A trained copy of a norm or an embedding is as untracked as one in a model without adapters.
+    return hasattr(module, "base_layer") or isinstance(
+        getattr(module, "original_module", None), nn.Linear
+    )
+
+
+def _adapter_parts(path: str, module: Any) -> Iterator[tuple[str, nn.Linear]]:
+    """The parts of a module's active LoRA adapters, by path.
+
+    ValueError where the adapters are merged or disabled, and for every kind but plain LoRA of a
+    linear layer.
+    """
+    if not set(ADAPTER_PARTS) <= set(module.adapter_layer_names):
+        raise ValueError(_adapter_refusal(path, module))
+    if module.merged_adapters:
+        raise ValueError(
+            f"layer {path!r} has its adapters {list(module.merged_adapters)} merged into the "
+            "base weights; expected them apart (unmerge_adapter(), or track the merged model)"
+        )
+    if module.disable_adapters:
+        raise ValueError(f"layer {path!r} has its adapters disabled; expected them active")
+    for adapter in module.active_adapters:
+        variant = getattr(module, "lora_variant", {}).get(adapter)
+        if variant is not None:
+            raise ValueError(_adapter_refusal(path, module, type(variant).__name__))
+        for part in module.adapter_layer_names:
+            held = getattr(module, part, None)
+            if not isinstance(held, nn.Module | Mapping) or adapter not in held:
+                continue
+            if part not in ADAPTER_PARTS or not isinstance(held[adapter], nn.Linear):
+                raise ValueError(_adapter_refusal(path, module, part))
+            if hasattr(module, "parameter_name") or isinstance(
+                module.base_layer, nn.MultiheadAttention
+            ):
+                # These add the product of the parts to a weight.
+                raise ValueError(_adapter_refusal(path, module))
+            yield f"{path}.{part}.{adapter}".lstrip("."), held[adapter]
+
+
+def _refuse_prompt_tuning(model: nn.Module) -> None:
+    """ValueError for prompt and prefix tuning, which train no layer at all."""
+    encoders = getattr(model, "prompt_encoder", None)
+    for adapter, encoder in dict(encoders or {}).items():
+        raise ValueError(
+            f"adapter {adapter!r} of {type(model).__name__} is a {type(encoder).__name__}; "
+            "expected LoRA adapters of linear layers"
+        )
+
+
+def _adapter_refusal(path: str, module: nn.Module, detail: str = "") -> str:
+    kind = ".".join([*type(module).__module__.split(".")[-2:-1], type(module).__name__])
+    return (
+        f"layer {path!r} is a {kind}{f' with {detail}' if detail else ''}; "
+        "expected plain LoRA adapters (lora_A and lora_B) of a linear layer"
+    )
 
 
 def match(layers: tuple[Layer, ...], gradients: Mapping[str, Tensor]) -> None:
     """ValueError unless `gradients` holds exactly these layers in their shapes."""
-    names = {layer.name for layer in layers}
-    if names != set(gradients):
-        differ = sorted(names ^ set(gradients))
-        raise ValueError(f"gradients and tracked layers differ in {differ[:5]}; expected the same")
-    for layer in layers:
-        if tuple(gradients[layer.name].shape[-2:]) != layer.shape:
+    match_shapes({layer.name: layer.shape for layer in layers}, gradients, "tracked layers")
+
+
+def match_shapes(
+    shapes: Mapping[str, tuple[int, int]], gradients: Mapping[str, Tensor], source: str
+) -> None:
+    """ValueError unless `gradients` holds exactly the layers of `shapes`, which `source` has."""
+    if set(shapes) != set(gradients):
+        differ = sorted(set(shapes) ^ set(gradients))
+        raise ValueError(f"gradients and {source} differ in {differ[:5]}; expected the same")
+    for name, shape in shapes.items():
+        if tuple(gradients[name].shape[-2:]) != shape:
             raise ValueError(
-                f"gradient of layer {layer.name!r} has shape "
-                f"{tuple(gradients[layer.name].shape)}; expected (..., {layer.shape[0]}, "
-                f"{layer.shape[1]})"
+                f"gradient of layer {name!r} has shape {tuple(gradients[name].shape)}; "
+                f"expected (..., {shape[0]}, {shape[1]})"
             )
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts every module into evaluation mode and gives each its own mode back."""
+    """Puts every module into evaluation mode and restores each one's own mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -153,7 +230,7 @@ def _wanted(name: str, layers: str) -> bool:
 
 
 def output_layer(model: nn.Module) -> nn.Module | None:
-    """What turns hidden states into logits, where the model tells."""
+    """The module that turns hidden states into logits, where the model names it."""
     getter = getattr(model, "get_output_embeddings", None)
     return getter() if getter is not None else None
 
@@ -173,11 +250,12 @@ def _head_layer(model: nn.Module, output: nn.Module | None) -> Layer:
     return Layer(name, output, tied)
 
 
-def _refuse_weights(name: str, module: nn.Module) -> None:
-    """Norms (some hold a row per head) and vectors may stay untracked; other weights may not.
+def _refuse_untracked_weights(name: str, module: nn.Module) -> None:
+    """ValueError for weight matrices outside `nn.Linear`; norms and vectors may stay untracked.
 
     Quantised layers keep theirs as parameters, as integer buffers, or packed out of sight.
     """
+    # The norms of some models hold a row per head.
     if isinstance(module, nn.Embedding) or "norm" in type(module).__name__.lower():
         return
     matrices = [key for key, p in module.named_parameters(recurse=False) if p.ndim > 1]
@@ -195,7 +273,8 @@ def _refuse_weights(name: str, module: nn.Module) -> None:
         )
 
 
-def _refuse_sharing(layers: list[Layer]) -> None:
+def _check_weights(layers: list[Layer]) -> None:
+    """ValueError unless every layer has a plain floating-point weight of its own."""
     owners: dict[int, str] = {}
     for layer in layers:
         weight = layer.module.weight
@@ -224,9 +303,70 @@ def check_attention(model: nn.Module) -> None:
         )
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The precision of sums and solutions: single, or double like `dtype`."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def dots(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
     """<left_j, right_j> over all layers, [k], in double precision."""
     parts = [
         (left[name] * part).sum(dim=(1, 2), dtype=torch.float64) for name, part in right.items()
     ]
     return torch.stack([part.to(parts[0].device) for part in parts]).sum(dim=0)
+
+
+_plain_norms: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+@contextmanager
+def fused_norms(model: nn.Module) -> Iterator[None]:
+    """Runs every plain RMS norm of `model` by torch's one kernel, without its weight's gradient.
+
+    For a GPU, where a pass over small batches waits for launches and a norm in separate operations
+    has some twenty. It rounds once where modules round to 16 bits in between. Norms that compute
+    something else (a probe decides) keep their own `forward`.
+    """
+    norms = [
+        module
+        for module in model.modules()
+        if type(module).__name__.endswith("RMSNorm") and _is_plain_norm(module)
+    ]
+    try:
+        for module in norms:
+            module.forward = partial(_rms_norm, module)  # type: ignore[method-assign]
+        yield
+    finally:
+        for module in norms:
+            del module.forward
+
+
+def _rms_norm(module: Any, inputs: Tensor) -> Tensor:
+    weight = module.weight.detach()
+    return nn.functional.rms_norm(inputs, weight.shape, weight, _epsilon(module))
+
+
+def _epsilon(module: nn.Module) -> float | None:
+    """What keeps a norm from dividing by 0, under the names that models give it."""
+    values = [getattr(module, name, None) for name in ("variance_epsilon", "eps")]
+    values = [value for value in values if isinstance(value, float)]
+    return values[0] if len(values) == 1 else None
+
+
+def _is_plain_norm(module: nn.Module) -> bool:
+    """Whether the module gives `_rms_norm`'s outputs, also where epsilon is all there is."""
+    weight, parameters = getattr(module, "weight", None), list(module.parameters())
+    if len(parameters) != 1 or parameters[0] is not weight or weight.ndim != 1:
+        return False
+    if _epsilon(module) is None or "forward" in vars(module):
+        return False
+    if module not in _plain_norms:
+        weight = weight.detach()
+        scales = torch.tensor([1.0, 30.0, _epsilon(module) ** 0.5, 0.0])  # type: ignore[operator]
+        rows = torch.linspace(-1, 2, 4 * len(weight)).view(4, -1) * scales[:, None]
+        with torch.no_grad():
+            expected, fused = module(rows.to(weight)), _rms_norm(module, rows.to(weight))
+        roundings = 16 if weight.dtype == torch.float32 else 2
+        tolerance = roundings * torch.finfo(weight.dtype).eps * float(expected.abs().max())
+        _plain_norms[module] = float((expected - fused).abs().max()) <= tolerance
+    return _plain_norms[module]

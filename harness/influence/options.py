@@ -1,4 +1,4 @@
-"""Settings of a curvature estimate; free of torch, so that a plan can read them."""
+"""Settings of a curvature estimate and of scoring; free of torch, so that a plan can read them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 
 CHOICES = {
-    "kind": ("identity", "diagonal", "kfac", "ekfac", "ekfac+cg", "datainf", "projected"),
+    "kind": ("identity", "ekfac", "ekfac+cg", "projected"),
     "fisher": ("true", "empirical"),
     "layers": ("attention+mlp", "attention", "mlp", "all"),
     "loss": ("mean", "sum"),
 }
-
-
+METHODS = {
+    "ghost": "products of activations and output gradients",
+    "forward": "forward-mode derivatives",
+}
+"""Ways to score along given directions; both are exact up to rounding."""
 POSITIONS_PER_DIMENSION = 16
 FEWEST = 64
 
@@ -29,32 +32,29 @@ FEWEST = 64
 class CurvatureOptions:
     """How the curvature is estimated, and over which weights and which loss.
 
-    `kind`: see curvature.py. `fisher`: labels drawn from the model ("true") or taken from the data
-    ("empirical"). `damping`: a multiple of each layer's mean (corrected) eigenvalue. `layers`:
-    which linear layers are tracked ("all": every one but the head, also outside attention and MLP);
-    `head` adds the output layer. Of a model with LoRA adapters only the adapters are tracked.
-    `loss`: reduction over the response tokens of an example. `seed`: of the sampled labels, of the
-    samples of the pool and of random projections. `batch_size`: examples per batch; changes results
-    by rounding only.
+    `kind`: see the modules of `curvature`. `fisher`: labels are sampled from the model ("true") or
+    taken from the data ("empirical"). `damping`: a multiple of each layer's mean (corrected)
+    eigenvalue. `layers`: which linear layers are tracked ("all": every one but the head, also
+    outside attention and MLP); `head` adds the output layer. In a model with LoRA adapters only the
+    adapters are tracked. `loss`: reduction over the response tokens of an example. `seed`: of the
+    sampled labels, of subsamples of the pool and of random projections. `batch_size`: examples per
+    batch; changes results by rounding only.
 
-    `sample`: the whole fit sees so many examples, drawn with `seed` (None: the pool).
-    `basis_sample`: only eigenvectors come from so many of them; eigenvalues from all. "auto": from
-    as many as give `POSITIONS_PER_DIMENSION` loss-carrying positions for each dimension of the
-    widest layer, and no fewer than `FEWEST`; None: all.
-    `memory_gib`: fits layers in groups, one after the other, so that factors and activations of a
-    group stay below it (None: all at once); changes results by rounding only.
-    `cg_steps`, `cg_tolerance`: of "ekfac+cg", at most so many steps, until the residual is so small
-    relative to the right-hand side; few steps are a regulariser (see cg.py). `cg_draws`: draws of
-    labels for each example in its products with the true Fisher matrix (None: the expectation over
-    labels, at the price of a pass for every right-hand side). `rank`: of "projected", per side of a
-    layer.
-    `measure_error`: a fit on a sample also measures what the sample costs (see sampling.py), for
-    about the price of a second fit.
+    `sample`: fit on that many examples, drawn with `seed` (None: the whole pool).
+    `basis_sample`: take eigenvectors from that many of them, eigenvalues from all. "auto": enough
+    for `POSITIONS_PER_DIMENSION` loss-carrying positions per dimension of the widest layer, and at
+    least `FEWEST` examples; None: all.
+    `memory_gib`: fit layers in groups, one after the other, so that the factors and activations of
+    a group stay below this (None: all at once); changes results by rounding only.
+    `cg_steps`, `cg_tolerance`: "ekfac+cg" stops after that many steps, or once the residual is that
+    small relative to the right-hand side; few steps act as a regulariser. `cg_draws`: label draws
+    per example in its products with the true Fisher matrix (None: the expectation over labels, at
+    the price of a pass per right-hand side). `rank`: of "projected", per side of a layer.
+    `measure_error`: a fit on a sample also measures what the sample costs in accuracy (see fit.py),
+    for about the price of a second fit.
     """
 
-    kind: Literal["identity", "diagonal", "kfac", "ekfac", "ekfac+cg", "datainf", "projected"] = (
-        "ekfac"
-    )
+    kind: Literal["identity", "ekfac", "ekfac+cg", "projected"] = "ekfac"
     fisher: Literal["true", "empirical"] = "true"
     damping: float = 0.1
     layers: str = "attention+mlp"
@@ -73,61 +73,60 @@ class CurvatureOptions:
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(
-                    f"influence option {name} is {value!r}; expected one of {', '.join(allowed)}"
-                )
-        if not (math.isfinite(self.damping) and self.damping >= 0):
-            raise ValueError(
-                f"influence option damping is {self.damping!r}; expected a number of at least 0"
-            )
+            self._check(name, getattr(self, name) in allowed, f"one of {', '.join(allowed)}")
+        damping = math.isfinite(self.damping) and self.damping >= 0
+        self._check("damping", damping, "a number of at least 0")
         for name in ("batch_size", "cg_steps", "rank"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"influence option {name} is {getattr(self, name)!r}; expected at least 1"
-                )
+            self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("sample", "basis_sample"):
-            value = getattr(self, name)
-            if value is None or (name, value) == ("basis_sample", "auto"):
-                continue
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"influence option {name} is {value!r}; expected at least 1, or None for all"
-                )
-        if self.cg_draws is not None and self.cg_draws < 1:
+            size = getattr(self, name)
+            valid = size is None or (name, size) == ("basis_sample", "auto")
+            valid = valid or (isinstance(size, int) and size >= 1)
+            self._check(name, valid, "at least 1, or None for all")
+        draws = self.cg_draws is None or self.cg_draws >= 1
+        self._check("cg_draws", draws, "at least 1, or None for the expectation")
+        memory = self.memory_gib is None or self.memory_gib > 0
+        self._check("memory_gib", memory, "more than 0, or None")
+        self._check("cg_tolerance", self.cg_tolerance > 0, "more than 0")
+
+    @property
+    def label_seed(self) -> int | None:
+        """Seed of the labels that a fit samples from the model; None: it takes the data's own."""
+        return self.seed if self.fisher == "true" else None
+
+    def _check(self, name: str, valid: bool, expected: str) -> None:
+        if not valid:
             raise ValueError(
-                f"influence option cg_draws is {self.cg_draws!r}; expected at least 1, or None "
-                "for the expectation"
-            )
-        if self.memory_gib is not None and not self.memory_gib > 0:
-            raise ValueError(
-                f"influence option memory_gib is {self.memory_gib!r}; expected more than 0, or None"
-            )
-        if not self.cg_tolerance > 0:
-            raise ValueError(
-                f"influence option cg_tolerance is {self.cg_tolerance!r}; expected more than 0"
+                f"influence option {name} is {getattr(self, name)!r}; expected {expected}"
             )
 
 
 def options_from(options: CurvatureOptions | None, keywords: Mapping[str, Any]) -> CurvatureOptions:
-    """`options`, or those that `keywords` give by name; ValueError for both, or an unknown name."""
+    """`options`, or those that `keywords` name; ValueError for both, or for an unknown name."""
     if options is not None and keywords:
         raise ValueError(
             f"influence options and {', '.join(keywords)} were given; expected one of both"
         )
-    known = [field.name for field in fields(CurvatureOptions)]
-    unknown = [name for name in keywords if name not in known]
+    names = [field.name for field in fields(CurvatureOptions)]
+    unknown = [name for name in keywords if name not in names]
     if unknown:
         raise ValueError(
-            f"influence option {unknown[0]!r} is unknown; expected one of {', '.join(known)}"
+            f"influence option {unknown[0]!r} is unknown; expected one of {', '.join(names)}"
         )
     return options or CurvatureOptions(**keywords)
 
 
+def scoring_method(method: str) -> str:
+    """A name in `METHODS`; "auto" is "ghost", the cheaper one (see `costs.scoring_passes`)."""
+    if method not in ("auto", *METHODS):
+        expected = ", ".join(map(repr, ("auto", *METHODS)))
+        raise ValueError(f"method is {method!r}; expected one of {expected}")
+    return "ghost" if method == "auto" else method
+
+
 @dataclass(frozen=True)
 class SamplingError:
-    """How far scores agree between a fit on a sample and another fit; see sampling.py.
+    """How far scores agree between a fit on a sample and another fit; see fit.py.
 
     `against`: "sample", "pool" or "basis"; `examples`, `reference_examples`: of the two fits;
     `probes`, `scored`: what was compared; `spearman`, `cosine`: means over the probes.

@@ -7,7 +7,7 @@
 f_v is the mean log-probability of a query's completion: the right one for the queries of C (wrong
 before, right after fine-tuning), the wrong one for those of I (right before, wrong after); of
 several completions, their weighted sum (see completions.py). This is our reconstruction of
-2510.06108; every choice is an option and is recorded in the table's `attrs`.
+2510.06108; every choice in it is an option and is recorded in the table's `attrs`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ from torch import nn
 
 from harness.data.pool import Pool
 from harness.influence.batches import Progress
-from harness.influence.choice import Choice, chosen
 from harness.influence.completions import Completions
 from harness.influence.curvature.base import Curvature
 from harness.influence.curvature.fit import fit
 from harness.influence.directional import directional_scores
-from harness.influence.ghost import products
 from harness.influence.layers import Gradients
-from harness.influence.options import CurvatureOptions
+from harness.influence.options import CurvatureOptions, scoring_method
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,8 +49,8 @@ def per_query_scores(
 ) -> npt.NDArray[np.float64]:
     """infl(v, d) of every example d on every query v, shape [n, q].
 
-    One forward and backward pass over the pool per block of queries; a block is as large as
-    `QUERY_ELEMENTS` allows, so that small models need one pass.
+    One forward and backward pass over the pool per block of queries, as large as `QUERY_ELEMENTS`
+    allows: small models need one pass.
     """
     return _influence(model, curvature, pool, [Completions.of(queries)], None, progress)
 
@@ -71,21 +69,23 @@ def _influence(
     """
     options = curvature.options
     size = block_size(curvature)
-    every = [(number, v) for number, queries in enumerate(sets) for v in range(len(queries))]
+    queries = [(j, v) for j, completions in enumerate(sets) for v in range(len(completions))]
     parts = []
-    for start in range(0, len(every), size):
-        block = every[start : start + size]
-        chosen = [queries.take([v for k, v in block if k == j]) for j, queries in enumerate(sets)]
-        found = [part.gradients(model, options) for part in chosen if len(part)]
-        directions = curvature.apply(_joined(found), model=model, pool=pool, progress=progress)
-        if more is not None and start + size >= len(every):
+    for start in range(0, len(queries), size):
+        block = queries[start : start + size]
+        chosen = [part.take([v for k, v in block if k == j]) for j, part in enumerate(sets)]
+        gradients = _joined([part.gradients(model, options) for part in chosen if len(part)])
+        directions = curvature.apply(gradients, model=model, pool=pool, progress=progress)
+        if more is not None and start + size >= len(queries):
             directions = _joined([directions, more])
-        parts.append(products(model, pool, directions, options, progress=progress))
+        parts.append(
+            directional_scores(model, pool, directions, options, method="ghost", progress=progress)
+        )
     return np.concatenate(parts, axis=1) if parts else np.zeros((len(pool), 0))
 
 
 def block_size(curvature: Curvature) -> int:
-    """Queries of one pass over the pool."""
+    """Queries per pass over the pool."""
     width = sum(out * columns for out, columns in curvature.shapes.values())
     return max(1, QUERY_ELEMENTS // width)
 
@@ -112,24 +112,24 @@ def influence_scores(
     """Table id, s_C, r_C, s_I, r_I: one row per example, in pool order; higher = more influence.
 
     `correct` (C) and `incorrect` (I) hold prompt and completion of each query, the completion
-    labelled; or `Completions`, for several per query. None: that side is not wanted and has no
+    labelled; or `Completions`, for several per query. None: that side is left out and has no
     columns. An empty side raises ValueError.
-    `curvature`: one fitted before at these weights; its own options then count. `aggregate`:
-    "mean" or "sum" over queries, for s_C and s_I, which use every query; the ranks use at most
-    `max_queries` per side, drawn with `query_seed` (None: all). `method` of s_C and s_I: "forward",
-    "central" or "ghost" (see `directional_scores`), or "backward": from the example gradients that
-    the ranks form anyway, the same up to rounding. That needs no pass of its own, so "auto" takes
-    it. `columns` is filled with infl(v, d) of the queries behind the ranks of each side, [n, q].
+    `curvature`: one fitted before at these weights, with its own options. `aggregate`: "mean" or
+    "sum" over queries, for s_C and s_I, which use every query; the ranks use at most `max_queries`
+    per side, drawn with `query_seed` (None: all). `method` of s_C and s_I: "backward" takes them in
+    the pass that the ranks need anyway, and so does "auto"; "ghost" and "forward" (see
+    `directional_scores`) take a pass of their own, to the same numbers up to rounding. `columns` is
+    filled with infl(v, d) of the queries behind the ranks of each side, [n, q].
 
     `attrs` of the table: options, n_C, n_I, the ids behind the ranks, seconds per part, and what
     the curvature reports (residuals of solves, error of sampling).
     """
     import pandas as pd
 
-    given = (("C", correct), ("I", incorrect))
-    sides = {name: Completions.of(side) for name, side in given if side is not None}
+    both = (("C", correct), ("I", incorrect))
+    sides = {name: Completions.of(side) for name, side in both if side is not None}
     _check_sides(sides, aggregate, max_queries)
-    choice = _chosen(model, method, len(sides))
+    method = "backward" if method in ("auto", "backward") else scoring_method(method)
     seconds: dict[str, float] = {}
     if curvature is None:
         with _timed(seconds, "curvature"):
@@ -141,30 +141,29 @@ def influence_scores(
     with _timed(seconds, "directions"):
         means = _mean_directions(model, curvature, pool, sides, aggregate, progress)
     with _timed(seconds, "ranks"):
-        own = means if choice.method == "backward" else None
-        found = _influence(model, curvature, pool, list(drawn.values()), own, progress)
+        more = means if method == "backward" else None
+        by_query = _influence(model, curvature, pool, list(drawn.values()), more, progress)
     with _timed(seconds, "scores"):
-        if choice.method == "backward":
-            scores = found[:, -len(sides) :]
+        if method == "backward":
+            scores = by_query[:, -len(sides) :]
         else:
             scores = directional_scores(
-                model, pool, means, options, method=choice.method, progress=progress
+                model, pool, means, options, method=method, progress=progress
             )
     table = pd.DataFrame({"id": list(pool.ids)})
     start = 0
     for column, (name, side) in enumerate(drawn.items()):
         table[f"s_{name}"] = scores[:, column]
-        own_columns = found[:, start : start + len(side)]
-        table[f"r_{name}"] = rank_scores(own_columns)
+        side_scores = by_query[:, start : start + len(side)]
+        table[f"r_{name}"] = rank_scores(side_scores)
         if columns is not None:
-            columns[name] = own_columns.astype(np.float32)
+            columns[name] = side_scores.astype(np.float32)
         start += len(side)
     table.attrs = {
         **{f"n_{name}": len(side) for name, side in sides.items()},
         "options": dataclasses.asdict(options),
         "aggregate": aggregate,
-        "method": choice.method,
-        "reason": choice.reason,
+        "method": method,
         "query_seed": query_seed,
         "passes": -(-sum(map(len, drawn.values())) // block_size(curvature)),
         "rank_queries": {name: list(side.ids) for name, side in drawn.items()},
@@ -172,14 +171,6 @@ def influence_scores(
         "seconds": seconds,
     }
     return table
-
-
-def _chosen(model: nn.Module, method: str, sides: int) -> Choice:
-    if method == "auto":
-        return Choice("backward", "the ranks form example gradients anyway", 0.0)
-    if method == "backward":
-        return Choice(method, "asked for", 0.0)
-    return chosen(model, method, sides)
 
 
 def rank_scores(influence: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -222,8 +213,8 @@ def _mean_directions(
     progress: Progress | None,
 ) -> Gradients:
     """u = (H + damping)^-1 times the aggregated query gradient; layer -> [sides, out, in (+ 1)]."""
-    found = [side.direction(model, curvature.options, aggregate) for side in sides.values()]
-    stacked = {name: torch.stack([side[name] for side in found]) for name in found[0]}
+    means = [side.direction(model, curvature.options, aggregate) for side in sides.values()]
+    stacked = {name: torch.stack([mean[name] for mean in means]) for name in means[0]}
     return curvature.apply(stacked, model=model, pool=pool, progress=progress)
 
 

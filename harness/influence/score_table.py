@@ -1,33 +1,46 @@
-"""Scores of a whole pool, one row per example id: shard by shard, and continued where it stopped.
+"""Scores of a whole pool, one row per example id: shard by shard, and resumed where they stopped.
 
-The pool goes through longest first, cut into shards of whole batches. So a shard's batches are
+The pool is scored longest example first, cut into shards of whole batches. So a shard's batches are
 those of the whole pool, and neither the size of a shard nor where a run was interrupted changes a
 bit of the result. Beside tokens and result, memory holds one batch.
+
+A finished shard is one .npy file, written under a temporary name and renamed, so that it exists
+completely or not at all, whatever kills the process. `key.json` says what the shards belong to: the
+content of pool, queries, curvature and weights, the options and the method. Shards of anything else
+are removed, with a warning that names what differs, and never mixed in.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import os
+import re
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
 
 from harness.data.pool import Pool
-from harness.influence.batches import Progress, device_of
-from harness.influence.choice import Choice, chosen
+from harness.experiment.records import write_atomic
+from harness.influence.batches import Progress, by_length, device_of
+from harness.influence.costs import scoring_passes
 from harness.influence.curvature.base import Curvature
-from harness.influence.directional import Scorer, scorer
+from harness.influence.directional import directional_scores
 from harness.influence.gradients import query_gradients
-from harness.influence.layers import check_attention
-from harness.influence.query_influence import QUERY_ELEMENTS
-from harness.influence.shards import Shards, digest, kept
+from harness.influence.layers import Gradients, check_attention
+from harness.influence.options import scoring_method
+from harness.influence.query_influence import block_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +48,11 @@ if TYPE_CHECKING:
 FORMAT = 1
 SHARD = 128
 """Examples per shard."""
+KEY = "key.json"
+LOCK = "lock"
+SHARD_FILE = re.compile(r"\d+-\d+\.npy(\.tmp)?")
+SAMPLED = 1024
+"""Entries of every tensor that its digest reads one by one; of the rest, the sum."""
 
 Matrix = npt.NDArray[np.float64]
 
@@ -62,13 +80,13 @@ def scores(
         pool: the examples to score; for "ekfac+cg" the pool that the curvature was fitted on.
         queries: prompt and completion of every query, the completion labelled.
         aggregate: "mean" or "sum" over queries, a column `score`; None: a column per query id.
-        method: "forward", "central", "ghost", or "auto" for the cheapest (see choice.py).
+        method: "ghost", "forward", or "auto" for the cheaper one (see `directional_scores`).
         shards: a folder that keeps finished shards; a killed run continues from there. Shards that
             belong to anything else are replaced, with a warning.
         shard_size: examples per shard, rounded up to whole batches.
 
-    `attrs` of the table: options, examples, queries, aggregate, method, reason, what the curvature
-    reports, cost in forward passes, shards (all, and how many were found), seconds per part.
+    `attrs` of the table: options, examples, queries, aggregate, method, what the curvature reports,
+    cost in forward passes, shards (all, and how many were found), seconds per part.
 
     Raises:
         ValueError: an empty pool or query set, layers that differ from the curvature's, or an
@@ -76,20 +94,6 @@ def scores(
     """
     import pandas as pd
 
-    _check(pool, queries, aggregate, shard_size)
-    count = len(queries) if aggregate is None else 1
-    choice = chosen(model, method, count)
-    if choice.method == "forward":
-        check_attention(model)  # before anything is computed
-    run = _Run(model, curvature, pool, queries, aggregate, choice.method, shard_size)
-    found = run.scores(None if shards is None else Path(shards), progress)
-    names = list(queries.ids) if aggregate is None else ["score"]
-    table = pd.DataFrame(found, index=pd.Index(pool.ids, name="id"), columns=names)
-    table.attrs = _attrs(run, choice)
-    return table
-
-
-def _check(pool: Pool, queries: Pool, aggregate: str | None, shard_size: int) -> None:
     for name, examples in (("pool", pool), ("query set", queries)):
         if len(examples) == 0:
             raise ValueError(f"the {name} is empty; expected at least one example")
@@ -97,26 +101,30 @@ def _check(pool: Pool, queries: Pool, aggregate: str | None, shard_size: int) ->
         raise ValueError(f"aggregate is {aggregate!r}; expected 'mean', 'sum' or None")
     if shard_size < 1:
         raise ValueError(f"shard_size is {shard_size!r}; expected at least 1")
-
-
-def _attrs(run: _Run, choice: Choice) -> dict[str, Any]:
-    return {
-        "options": dataclasses.asdict(run.curvature.options),
-        "examples": len(run.pool),
-        "queries": len(run.queries),
-        "aggregate": run.aggregate,
-        "method": choice.method,
-        "reason": choice.reason,
-        "curvature": run.curvature.report(),
-        "forward_passes": choice.operations,
+    method = scoring_method(method)
+    if method == "forward":
+        check_attention(model)  # before anything is computed
+    run = _Run(model, curvature, pool, queries, aggregate, method, shard_size)
+    values = run.scores(None if shards is None else Path(shards), progress)
+    columns = list(queries.ids) if aggregate is None else ["score"]
+    table = pd.DataFrame(values, index=pd.Index(pool.ids, name="id"), columns=columns)
+    table.attrs = {
+        "options": dataclasses.asdict(curvature.options),
+        "examples": len(pool),
+        "queries": len(queries),
+        "aggregate": aggregate,
+        "method": method,
+        "curvature": curvature.report(),
+        "forward_passes": scoring_passes(method, len(columns)),
         "shards": {"total": run.total, "found": run.found},
         "seconds": run.seconds,
     }
+    return table
 
 
 @dataclasses.dataclass
 class _Run:
-    """One call of `scores`: blocks of queries times shards of the pool."""
+    """One call of `scores`: blocks of queries times parts of the pool."""
 
     model: nn.Module
     curvature: Curvature
@@ -126,94 +134,69 @@ class _Run:
     method: str
     shard_size: int
     found: int = 0
-    total: int = 0
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         batch = self.curvature.options.batch_size
-        size = -(-self.shard_size // batch) * batch
-        # The order of `batches`, which cuts every shard into the batches of the whole pool.
-        order = np.argsort([-len(tokens) for tokens in self.pool.input_ids], kind="stable")
-        self.parts = [order[start : start + size] for start in range(0, len(order), size)]
-        width = sum(out * columns for out, columns in self.curvature.shapes.values())
-        limit = max(1, QUERY_ELEMENTS // width)
-        self.blocks = [
-            range(start, min(start + limit, len(self.queries)))
-            for start in range(0, len(self.queries), limit)
-        ]
-        if self.aggregate is not None:
-            self.blocks = [range(len(self.queries))]
+        # The order of `batches`, so that every shard has whole batches of the pool.
+        self.parts = by_length(self.pool, -(-self.shard_size // batch) * batch)
+        count = len(self.queries)
+        step = count if self.aggregate is not None else block_size(self.curvature)
+        self.blocks = [range(i, min(i + step, count)) for i in range(0, count, step)]
         self.total = len(self.blocks) * len(self.parts)
         self.seconds = {"directions": 0.0, "scores": 0.0}
 
     def scores(self, folder: Path | None, progress: Progress | None) -> Matrix:
         """[n, queries], or [n, 1] where they are aggregated; in pool order."""
-        width = len(self.queries) if self.aggregate is None else 1
-        table = np.zeros((len(self.pool), width))
-        with nullcontext() if folder is None else kept(folder, self.key()) as shards:
-            missing = self._fill(table, shards)
-            self.found = self.total - sum(len(parts) for parts in missing.values())
-            steps = sum(self._steps(block, part) for block, p in missing.items() for part in p)
-            with _Overall(progress, steps) as overall:
-                for block, parts in missing.items():
-                    self._block(table, block, parts, shards, progress, overall)
+        columns = len(self.queries) if self.aggregate is None else 1
+        table = np.zeros((len(self.pool), columns))
+        with nullcontext() if folder is None else locked(folder, self.key()) as shards:
+            missing = []
+            for number, part in product(range(len(self.blocks)), range(len(self.parts))):
+                finished = None if shards is None else shards.get(number, part)
+                if finished is None:
+                    missing.append((number, part))
+                else:
+                    table[self.parts[part], self._columns(number)] = finished
+            self.found = self.total - len(missing)
+            block: int | None = None
+            directions: Gradients = {}
+            watched: Iterable[tuple[int, int]] = missing
+            if progress is not None and missing:
+                watched = progress(missing, "scores", len(missing))
+            for number, part in watched:
+                start = time.perf_counter()
+                if number != block:
+                    block, directions = number, {}  # of one block at a time
+                    directions = self._directions(self.blocks[number], progress)
+                    self.seconds["directions"] += time.perf_counter() - start
+                    start = time.perf_counter()
+                examples = self.pool.take(self.parts[part])
+                options = self.curvature.options
+                values = directional_scores(
+                    self.model, examples, directions, options, method=self.method
+                )
+                table[self.parts[part], self._columns(number)] = values
+                if shards is not None:
+                    shards.put(number, part, values)
+                self.seconds["scores"] += time.perf_counter() - start
         return table
 
-    def _fill(self, table: Matrix, shards: Shards | None) -> dict[int, list[int]]:
-        """Put what is finished into `table`; return the shards that are missing, by block."""
-        missing: dict[int, list[int]] = {}
-        for block in range(len(self.blocks)):
-            for part, positions in enumerate(self.parts):
-                known = None if shards is None else shards.get(block, part)
-                if known is None:
-                    missing.setdefault(block, []).append(part)
-                else:
-                    table[positions, self._columns(block)] = known
-        return missing
-
-    def _steps(self, block: int, part: int) -> int:
-        """Batches that scoring this shard takes; central differences go through it by column."""
-        columns = len(self.blocks[block]) if self.aggregate is None else 1
-        times = columns if self.method == "central" else 1
-        return -(-len(self.parts[part]) // self.curvature.options.batch_size) * times
-
-    def _block(
-        self,
-        table: Matrix,
-        block: int,
-        parts: list[int],
-        shards: Shards | None,
-        progress: Progress | None,
-        overall: _Overall,
-    ) -> None:
-        start = time.perf_counter()
-        score = self._scorer(self.blocks[block], progress)
-        middle = time.perf_counter()
-        self.seconds["directions"] += middle - start
-        for part in parts:
-            found = score(self.pool.take(self.parts[part]), overall.tick)
-            table[self.parts[part], self._columns(block)] = found
-            if shards is not None:
-                shards.put(block, part, found)
-        self.seconds["scores"] += time.perf_counter() - middle
-
-    def _scorer(self, block: range, progress: Progress | None) -> Scorer:
-        """Scores along (H + damping)^-1 times the gradients of these queries."""
-        options = self.curvature.options
-        queries = self.queries.take(block)
+    def _directions(self, block: range, progress: Progress | None) -> Gradients:
+        """(H + damping)^-1 times the gradients of these queries."""
         gradients = query_gradients(
-            self.model, queries, options, aggregate=self.aggregate, progress=progress
+            self.model,
+            self.queries.take(block),
+            self.curvature.options,
+            aggregate=self.aggregate,
+            progress=progress,
         )
         if self.aggregate is not None:
             gradients = {name: gradient[None] for name, gradient in gradients.items()}
-        directions = self.curvature.apply(
-            gradients, model=self.model, pool=self.pool, progress=progress
-        )
-        return scorer(self.model, self.pool, directions, options, method=self.method)
+        return self.curvature.apply(gradients, model=self.model, pool=self.pool, progress=progress)
 
     def _columns(self, block: int) -> slice:
-        chosen = self.blocks[block]
-        return slice(chosen.start, chosen.stop) if self.aggregate is None else slice(0, 1)
+        queries = self.blocks[block]
+        return slice(queries.start, queries.stop) if self.aggregate is None else slice(0, 1)
 
     def key(self) -> dict[str, Any]:
         """What a score depends on, by content."""
@@ -234,30 +217,89 @@ class _Run:
         }
 
 
+class Shards:
+    """The finished shards in `folder`, all of one `key`; shards of another key are removed."""
+
+    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+        self._folder = folder
+        path = folder / KEY
+        if path.exists():
+            old = json.loads(path.read_text(encoding="utf-8"))
+            differ = sorted(name for name in {*old, *key} if old.get(name) != key.get(name))
+            if not differ:
+                return
+            warnings.warn(
+                f"{folder}: holds scores that differ in {', '.join(differ)}; starting anew",
+                stacklevel=4,
+            )
+            path.unlink()
+            for shard in folder.iterdir():
+                if SHARD_FILE.fullmatch(shard.name):
+                    shard.unlink()
+        write_atomic(path, json.dumps(key, indent=1, sort_keys=True).encode())
+
+    def get(self, block: int, part: int) -> Matrix | None:
+        """Scores of one shard, or None where it is not finished."""
+        path = self._path(block, part)
+        return np.load(path) if path.exists() else None
+
+    def put(self, block: int, part: int, values: Matrix) -> None:
+        """Keep the scores of one shard."""
+        path = self._path(block, part)
+        temporary = path.with_name(f"{path.name}.tmp")
+        with temporary.open("wb") as file:
+            np.save(file, values)
+        os.replace(temporary, path)
+
+    def _path(self, block: int, part: int) -> Path:
+        return self._folder / f"{block:03d}-{part:06d}.npy"
+
+
+@contextmanager
+def locked(folder: Path, key: Mapping[str, Any]) -> Iterator[Shards]:
+    """The shards in `folder`, for one process at a time.
+
+    ValueError where the folder holds other things, or where another process writes to it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ours = (LOCK, f"{KEY}.tmp")
+    others = [path.name for path in folder.iterdir() if path.name not in ours]
+    if others and not (folder / KEY).exists():
+        raise ValueError(
+            f"{folder} holds {min(others)!r} and no {KEY}; expected an empty folder, or one that "
+            "scores were kept in before"
+        )
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another process is writing scores to {folder}; expected one at a time"
+        ) from None
+    try:
+        yield Shards(folder, key)
+    finally:
+        lock.release()
+
+
 def weights_digest(model: nn.Module) -> str:
     """A cheap fingerprint of all parameters and buffers of a model."""
     return digest([*model.named_parameters(), *model.named_buffers()])
 
 
-class _Overall:
-    """One progress bar over all shards: every shard's batches tick it on."""
+def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names, shapes, precisions, some entries and exact sums of named tensors.
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        shown: Iterable[int] = range(total)
-        if progress is not None and total:
-            shown = progress(shown, "scores", total)
-        self._steps = iter(shown)
-        self.tick: Progress = self._tick
-
-    def __enter__(self) -> _Overall:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if error[0] is None:
-            for _ in self._steps:  # lets the bar end
-                pass
-
-    def _tick(self, iterable: Iterable[Any], description: str, total: int) -> Iterator[Any]:
-        for item in iterable:
-            yield item
-            next(self._steps, None)
+    Reads everything once and hashes little: any training step changes it. Sums are of the bits as
+    integers, so that neither threads nor devices change them.
+    """
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        flat = tensor.detach().reshape(-1)
+        integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+        bits = flat.view(integers[flat.element_size()])
+        step = max(1, len(bits) // SAMPLED)
+        total = int(bits.sum(dtype=torch.int64))
+        hasher.update(f"{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0{total}\0".encode())
+        hasher.update(bits[::step].cpu().numpy().tobytes())
+    return hasher.hexdigest()

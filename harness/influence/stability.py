@@ -1,13 +1,13 @@
 """How much a selection depends on the queries that happened to flip: a bootstrap over queries.
 
-A replicate draws as many queries of C, and of I, with replacement, and takes s and r anew:
+A replicate draws as many queries of C, and of I, with replacement, and recomputes s and r:
 
     s(d) = mean (or sum) over the drawn queries of infl(v, d)      r(d) = mean of rank(d) / n
 
-both from the columns infl(v, .), so that nothing is computed twice. The same rule then chooses.
-Compared is the set that it chooses on every query once, by Jaccard overlap |A & B| / |A | B|.
-Where the columns are of queries drawn from more, the overlap speaks of a choice by so few, and is
-rather too low for one whose s rests on all.
+both from the columns infl(v, .), so that nothing is computed twice. The same rule then chooses, and
+its set is compared with the one chosen on all queries by Jaccard overlap |A & B| / |A | B|. Where
+the columns belong to a sample of the queries, the overlap describes a choice by that few, and is
+rather too low for a choice whose s rests on all.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def set_stability(
     aggregate: str = "mean",
     level: float = 0.95,
 ) -> Stability:
-    """Stability of the set that `choose` makes of a table."""
+    """Stability of the set of ids that `choose` takes from a table."""
     where = {name: position for position, name in enumerate(ids)}
 
     def flags(table: Table) -> npt.NDArray[np.bool_]:
@@ -78,10 +78,10 @@ def set_stability(
     full = flags(whole(ids, columns, aggregate))
     overlaps, kept = np.empty(replicates), np.zeros(len(ids))
     for b, table in enumerate(replicated(ids, columns, rng, replicates, aggregate)):
-        own = flags(table)
-        union = int((own | full).sum())
-        overlaps[b] = int((own & full).sum()) / union if union else 1.0
-        kept += own
+        chosen = flags(table)
+        union = int((chosen | full).sum())
+        overlaps[b] = int((chosen & full).sum()) / union if union else 1.0
+        kept += chosen
     low, high = np.quantile(overlaps, [(1 - level) / 2, (1 + level) / 2])
     return Stability(
         float(overlaps.mean()),
@@ -105,24 +105,24 @@ def order_stability(
 ) -> Budgets:
     """The same for every number of kept examples at once.
 
-    `order(table)`: positions in the order in which examples are dropped, the first dropped first.
-    Holds 8 bytes per example and replicate.
+    `order(table)`: positions in the order in which examples are dropped. Holds 8 bytes per example
+    and replicate.
     """
     n = len(ids)
 
     def places(table: Table) -> npt.NDArray[np.int64]:
-        found = np.empty(n, dtype=np.int64)
-        found[order(table)] = np.arange(n)
-        return found
+        positions = np.empty(n, dtype=np.int64)
+        positions[order(table)] = np.arange(n)
+        return positions
 
     full = places(whole(ids, columns, aggregate))
     kept = np.arange(1, n + 1)
     overlaps = np.empty((replicates, n), dtype=np.float32)
-    found = np.empty((replicates, n), dtype=np.int32)
+    resampled = np.empty((replicates, n), dtype=np.int32)
     for b, table in enumerate(replicated(ids, columns, rng, replicates, aggregate)):
         # Keeping k drops the first n - k: both keep an example whose earlier place is not below.
-        found[b] = places(table)
-        both = np.cumsum(np.bincount(np.minimum(full, found[b]), minlength=n)[::-1])
+        resampled[b] = places(table)
+        both = np.cumsum(np.bincount(np.minimum(full, resampled[b]), minlength=n)[::-1])
         overlaps[b] = both / (2 * kept - both)
     tails = [(1 - level) / 2, (1 + level) / 2]
     low, high = np.quantile(overlaps, tails, axis=0).astype(np.float64)
@@ -133,11 +133,11 @@ def order_stability(
         "high": high,
         "random": np.array([expected_jaccard(n, k) for k in kept.tolist()]),
     }
-    return Budgets(budgets, *np.quantile(found, tails, axis=0).astype(np.float64))
+    return Budgets(budgets, *np.quantile(resampled, tails, axis=0).astype(np.float64))
 
 
 def whole(ids: Sequence[str], columns: Columns, aggregate: str = "mean") -> Table:
-    """The table of every query once."""
+    """The table of all queries, each once."""
     once = {name: np.ones((1, values.shape[1])) for name, values in columns.items()}
     return next(_tables(ids, _prepared(columns), once, aggregate))
 
@@ -149,7 +149,7 @@ def replicated(
     replicates: int = REPLICATES,
     aggregate: str = "mean",
 ) -> Iterator[Table]:
-    """The tables of so many draws of the queries."""
+    """One table per draw of the queries."""
     if replicates < 1:
         raise ValueError(f"replicates is {replicates!r}; expected at least 1")
     counts = {}
@@ -161,23 +161,15 @@ def replicated(
 
 def expected_jaccard(n: int, size: int) -> float:
     """Mean Jaccard overlap of a set of `size` out of `n` with a random one of that size."""
-    from scipy.special import gammaln
+    from scipy.stats import hypergeom
 
     if size == 0:
         return 1.0
-
-    def ways(total: int, chosen: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        found: npt.NDArray[np.float64] = (
-            gammaln(total + 1) - gammaln(chosen + 1) - gammaln(total - chosen + 1)
-        )
-        return found
-
-    # Hypergeometric; beyond 16 standard deviations (at most sqrt(n) / 4) nothing is left.
+    # Beyond 16 standard deviations (each at most sqrt(n) / 4) nothing is left.
     middle, reach = size * size / n, 4 * np.sqrt(n) + 16
     low = max(0, 2 * size - n, int(middle - reach))
     both = np.arange(low, min(size, int(middle + reach)) + 1)
-    log = ways(size, both) + ways(n - size, size - both) - ways(n, np.array(size))
-    return float((np.exp(log) * both / (2 * size - both)).sum())
+    return float((hypergeom.pmf(both, n, size, size) * both / (2 * size - both)).sum())
 
 
 def _prepared(columns: Columns) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
@@ -186,15 +178,15 @@ def _prepared(columns: Columns) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray
 
     if not columns:
         raise ValueError("there are no columns; expected those of C, of I, or both")
-    found = {}
+    prepared = {}
     for name, values in columns.items():
         if values.ndim != 2 or values.shape[1] == 0:
             raise ValueError(
                 f"columns of {name} have shape {values.shape}; expected (examples, queries)"
             )
         ranks = rankdata(values, method="average", axis=0) / len(values)
-        found[name] = values.astype(np.float64), ranks
-    return found
+        prepared[name] = values.astype(np.float64), ranks
+    return prepared
 
 
 def _tables(

@@ -104,7 +104,7 @@ class InfluenceTable(Request["InfluenceScores"]):
     decodes: Literal["mean", "sum"] = "mean"
     max_queries: int | None = 64
     query_seed: int = 0
-    method: Literal["auto", "forward", "central", "ghost", "backward"] = "auto"
+    method: Literal["auto", "forward", "ghost", "backward"] = "auto"
 
 
 @dataclass(frozen=True)

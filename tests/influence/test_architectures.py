@@ -11,7 +11,6 @@ from harness import influence
 from harness.influence import CurvatureOptions
 from harness.influence.batches import batches, model_inputs
 from harness.influence.head import captured, is_plain
-from harness.influence.kernels import attention
 from harness.influence.layers import output_layer, tracked_layers
 
 VOCABULARY = 24
@@ -28,41 +27,36 @@ SIZES = {
 }
 GROUPED = {"num_key_value_heads": 2}
 IDENTITY = CurvatureOptions(kind="identity", batch_size=5)
-# name -> (class prefix, settings, whether logits are just the head's, whether kernels agree)
+# name -> (class prefix, settings, whether logits are just the head's)
 ARCHITECTURES = {
-    "qwen2": ("Qwen2", {**GROUPED, "tie_word_embeddings": True}, True, True),
+    "qwen2": ("Qwen2", {**GROUPED, "tie_word_embeddings": True}, True),
     "qwen2-window": (
         "Qwen2",
         {"num_key_value_heads": 1, "use_sliding_window": True, "sliding_window": 3}
         | {"max_window_layers": 1, "tie_word_embeddings": False},
         True,
-        True,
     ),
-    "qwen3": ("Qwen3", {**GROUPED, "head_dim": 12, "tie_word_embeddings": False}, True, True),
+    "qwen3": ("Qwen3", {**GROUPED, "head_dim": 12, "tie_word_embeddings": False}, True),
     "qwen3-tied": (
         "Qwen3",
         {**GROUPED, "head_dim": 8, "attention_bias": True, "tie_word_embeddings": True},
         True,
-        True,
     ),
-    "llama": ("Llama", {**GROUPED, "tie_word_embeddings": True}, True, True),
+    "llama": ("Llama", {**GROUPED, "tie_word_embeddings": True}, True),
     "llama-biased": (
         "Llama",
         {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False},
-        True,
         True,
     ),
     "mistral": (
         "Mistral",
         {**GROUPED, "sliding_window": 4, "tie_word_embeddings": False},
         True,
-        True,
     ),
-    "neox": ("GPTNeoX", {"use_parallel_residual": True}, True, True),
+    "neox": ("GPTNeoX", {"use_parallel_residual": True}, True),
     "neox-serial": (
         "GPTNeoX",
         {"use_parallel_residual": False, "tie_word_embeddings": True},
-        True,
         True,
     ),
     "gemma2": (
@@ -70,17 +64,15 @@ ARCHITECTURES = {
         {**GROUPED, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8}
         | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
         False,
-        False,
     ),
     "granite": (
         "Granite",
         {**GROUPED, "logits_scaling": 3.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.5}
         | {"tie_word_embeddings": True},
         False,
-        True,
     ),
     # Norms of queries and keys hold a row per head.
-    "cohere": ("Cohere", {**GROUPED, "logit_scale": 0.25, "use_qk_norm": True}, False, True),
+    "cohere": ("Cohere", {**GROUPED, "logit_scale": 0.25, "use_qk_norm": True}, False),
 }
 
 
@@ -139,13 +131,12 @@ def test_gradients_and_scores_are_those_of_autograd(make, make_pool, exact, name
     along = {key: part[:2] for key, part in found.items()}
     forward = influence.directional_scores(model, pool, along, options, method="forward")
     np.testing.assert_allclose(forward, scores, rtol=0, atol=1e-5 * scale)
-    ghost = influence.ghost.products(model, pool, along, options)
+    ghost = influence.directional_scores(model, pool, along, options, method="ghost")
     np.testing.assert_allclose(ghost, scores, rtol=0, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_single_precision_with_its_own_kernels(make, make_pool, exact, name):
-    """Fused attention, the head aside, oneDNN: what runs in single precision on a CPU."""
+def test_single_precision(make, make_pool, exact, name):
     model, pool = make(name), make_pool(7)
     options = dataclasses.replace(IDENTITY, head=True)
     expected = exact(model, pool, options)
@@ -161,9 +152,8 @@ def test_single_precision_with_its_own_kernels(make, make_pool, exact, name):
     scores = -(wanted @ wanted[:1].T).numpy()
     forward = influence.directional_scores(model, pool, along, options, method="forward")
     np.testing.assert_allclose(forward, scores, rtol=0, atol=1e-4 * np.abs(scores).max())
-    # These models bend too much for a step that rounding allows: it promises a correlation.
-    central = influence.directional_scores(model, pool, along, options, method="central")
-    assert np.corrcoef(central[:, 0], scores[:, 0])[0, 1] > 0.9999
+    ghost = influence.directional_scores(model, pool, along, options, method="ghost")
+    np.testing.assert_allclose(ghost, scores, rtol=0, atol=1e-4 * np.abs(scores).max())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -180,8 +170,8 @@ def test_ekfac_fits(make, make_pool, name):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_what_stands_behind_the_head_is_found_out(make, make_pool, name):
-    """A cap or a scale, in every precision; and the kernel of attention that a model can take."""
-    plain, agrees = ARCHITECTURES[name][2:]
+    """A cap or a scale, in every precision."""
+    plain = ARCHITECTURES[name][2]
     (batch,) = batches(make_pool(4), 4, torch.device("cpu"))
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         model = make(name, dtype)
@@ -189,10 +179,6 @@ def test_what_stands_behind_the_head_is_found_out(make, make_pool, name):
         with torch.no_grad(), captured(head) as capture:
             logits = model(**model_inputs(model, batch)).logits
         assert is_plain(head, capture.hidden, logits) is plain
-        with attention.fused_attention(model):
-            fused = model.config._attn_implementation == "sdpa"
-        assert fused is (agrees and dtype == torch.float32)
-        assert model.config._attn_implementation == "eager"
 
 
 def test_a_faint_cap_is_found_out_in_16_bits(make_model, make_pool):
@@ -218,14 +204,13 @@ def test_a_tracked_head_by_every_method(make_model, make_pool, exact, tied, loss
     expected = (-losses @ wanted.T).numpy()
     along = influence.query_gradients(model, queries, options)
     scale = np.abs(expected).max()
-    ghost = influence.ghost.products(model, pool, along, options)
+    ghost = influence.directional_scores(model, pool, along, options, method="ghost")
     np.testing.assert_allclose(ghost, expected, rtol=0, atol=1e-5 * scale)
-    for method, tolerance in (("forward", 1e-5), ("central", 1e-3)):
-        found = influence.directional_scores(model, pool, along, options, method=method)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale, err_msg=method)
-        one = {name: part[1:2] for name, part in along.items()}
-        found = influence.directional_scores(model, pool, one, options, method=method)
-        np.testing.assert_allclose(found, expected[:, 1:2], rtol=0, atol=tolerance * scale)
+    found = influence.directional_scores(model, pool, along, options, method="forward")
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale)
+    one = {name: part[1:2] for name, part in along.items()}
+    found = influence.directional_scores(model, pool, one, options, method="forward")
+    np.testing.assert_allclose(found, expected[:, 1:2], rtol=0, atol=1e-5 * scale)
 
 
 def test_padding_tokens_inside_an_example_count_for_a_tied_head(make_pool, exact):

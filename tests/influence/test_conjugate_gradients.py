@@ -11,10 +11,8 @@ from harness import influence
 from harness.data.pool import IGNORED
 from harness.influence import Curvature, CurvatureOptions, fit, query_gradients
 from harness.influence.batches import batches, device_of, draw_seed, sampled_labels
-from harness.influence.curvature import fisher as fisher_module
-from harness.influence.curvature.conjugate_gradients import conjugate_gradients
-from harness.influence.curvature.fisher import fisher_products
-from harness.influence.curvature.kronecker import EKFAC
+from harness.influence.curvature.conjugate_gradients import conjugate_gradients, fisher_products
+from harness.influence.curvature.ekfac import EKFAC
 from harness.influence.layers import tracked_layers
 
 OPTIONS = CurvatureOptions(kind="ekfac+cg", batch_size=4, basis_sample=None, cg_draws=None)
@@ -77,7 +75,7 @@ def damping_of(curvature):
     """The diagonal of D, [all weights]."""
     parts = [
         (0 * basis.eigenvalues + curvature.options.damping * basis.eigenvalues.mean()).flatten()
-        for basis in curvature.bases.values()
+        for basis in curvature.parts.values()
     ]
     return torch.cat(parts)
 
@@ -104,7 +102,7 @@ CASES = [
 def test_products_equal_the_dense_fisher(
     make_model, make_pool, all_double, monkeypatch, options, tied
 ):
-    monkeypatch.setattr(fisher_module, "COLUMNS", 2)
+    monkeypatch.setattr("harness.influence.curvature.conjugate_gradients.DIRECTIONS_AT_ONCE", 2)
     model, pool = make_model(dtype=torch.float64, tied=tied), make_pool(3)
     options = dataclasses.replace(OPTIONS, **options)
     rows = rows_of(model, pool, options)
@@ -181,8 +179,8 @@ def test_the_first_draw_is_the_fits_own_and_no_other_seed_shares_the_rest(
     model, pool = make_model(dtype=torch.float64), make_pool(9)
     options = dataclasses.replace(OPTIONS, cg_draws=1, seed=3)
     curvature = fit(model, pool, options)
-    name = next(iter(curvature.bases))
-    basis = curvature.bases[name]
+    name = next(iter(curvature.parts))
+    basis = curvature.parts[name]
     directions = {
         other: torch.zeros(1, *shape, dtype=torch.float64)
         for other, shape in curvature.shapes.items()
@@ -202,7 +200,6 @@ def test_draws_share_one_forward_pass(make_model, make_pool, draws):
         for layer in tracked_layers(model, OPTIONS.layers, OPTIONS.head)
     }
     options = dataclasses.replace(OPTIONS, cg_draws=draws)
-    fisher_products(model, pool, directions, options)  # has once probed the model's kernels
     runs = []
     handle = model.model.register_forward_hook(lambda *_: runs.append(1))
     fisher_products(model, pool, directions, options)
@@ -243,7 +240,7 @@ def test_softmax_regression(make_softmax, make_pairs):
         lambda w: torch.nn.functional.cross_entropy(bound @ w.view(4, 4).T, labels),
         weights.flatten(),
     )
-    damping = 0.1 * curvature.bases["linear"].eigenvalues.mean()
+    damping = 0.1 * curvature.parts["linear"].eigenvalues.mean()
     dense = hessian + damping * torch.eye(16, dtype=torch.float64)
     expected = torch.linalg.solve(dense, flat(gradients).T).T
     found = flat(curvature.apply(gradients, model=model, pool=pool))

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from harness.influence import Completions, CurvatureOptions, fit, influence_scores
-from harness.influence.costs import fit_operations, scores_operations, solve_operations
+from harness.influence.costs import (
+    fit_operations,
+    scores_operations,
+    scoring_passes,
+    solve_operations,
+)
+from harness.influence.options import METHODS, scoring_method
 
 OPTIONS = CurvatureOptions(batch_size=8)
 
@@ -27,21 +33,11 @@ def passes(model, pool, options):
 
 
 @pytest.mark.parametrize(
-    ("kind", "kept", "sampled", "whole"),
-    [
-        ("identity", True, 0, 0),
-        ("diagonal", True, 0, 1),
-        ("kfac", True, 1, 0),
-        ("ekfac", True, 0, 1),
-        ("ekfac", False, 1, 1),
-    ],
+    ("kind", "sampled", "whole"),
+    [("identity", 0, 0), ("projected", 0, 1), ("ekfac", 1, 1), ("ekfac+cg", 1, 1)],
 )
-def test_a_fit_passes_over_what_is_counted(
-    make_model, make_pool, monkeypatch, kind, kept, sampled, whole
-):
+def test_a_fit_passes_over_what_is_counted(make_model, make_pool, kind, sampled, whole):
     """A pool of equal examples: batches tell how many tokens were seen."""
-    if not kept:
-        monkeypatch.setattr("harness.influence.curvature.covariance.KEPT_BYTES", 0)
     model = make_model()
     one = make_pool(1)
     pool = dataclasses.replace(
@@ -58,8 +54,9 @@ def test_a_fit_passes_over_what_is_counted(
     assert found == 6 * length * passes(model, pool, options)
     fewer = dataclasses.replace(options, sample=20)
     assert fit_operations(model, pool, fewer) == 6 * length * (10 * sampled + 20 * whole)
-    grouped = dataclasses.replace(options, memory_gib=1e-5)
-    assert fit_operations(model, pool, grouped) == 6 * length * passes(model, pool, grouped)
+    if kind != "projected":
+        grouped = dataclasses.replace(options, memory_gib=1e-5)
+        assert fit_operations(model, pool, grouped) == 6 * length * passes(model, pool, grouped)
 
 
 def test_kinds_that_solve_with_passes_are_charged_for_them(make_pool):
@@ -73,12 +70,12 @@ def test_kinds_that_solve_with_passes_are_charged_for_them(make_pool):
     assert solve_operations(pool, empirical, 5, 2) == 3 * 2 * 6 * tokens(pool)
     drawn = dataclasses.replace(cg, cg_draws=4)
     assert solve_operations(pool, drawn, 5, 2) == 3 * 2 * (2 + 4 * 4) * tokens(pool)
-    datainf = dataclasses.replace(OPTIONS, kind="datainf", sample=4)
-    few = solve_operations(pool, datainf, 9, 2)
-    assert few == solve_operations(pool, datainf, 1, 2) < 2 * 6 * tokens(pool)
+    assert solve_operations(pool, dataclasses.replace(drawn, sample=4), 5, 2) < 3 * 2 * 18 * tokens(
+        pool
+    )
 
 
-@pytest.mark.parametrize(("method", "factor"), [("forward", 6), ("central", 8), ("backward", 0)])
+@pytest.mark.parametrize(("method", "factor"), [("forward", 6), ("ghost", 6), ("backward", 0)])
 def test_scores_by_hand(make_model, make_pool, method, factor):
     """One gradient pass for the ranks, one along two directions; queries twice where ranked."""
     model, pool = make_model(), make_pool(12)
@@ -90,3 +87,13 @@ def test_scores_by_hand(make_model, make_pool, method, factor):
     expected = 6 * asked + (6 + factor) * tokens(pool)
     assert scores_operations(pool, sides, options, table.attrs) == expected
     assert np.isfinite(table["s_C"]).all()
+
+
+def test_scoring_passes_rise_with_directions():
+    for method in METHODS:
+        assert scoring_passes(method, 9) > scoring_passes(method, 8)
+        assert scoring_passes("ghost", 9) <= scoring_passes(method, 9)
+    assert scoring_passes("ghost", 64) < scoring_passes("forward", 2)
+    assert scoring_method("auto") == "ghost"
+    with pytest.raises(ValueError, match="method is 'magic'; expected one of 'auto', 'ghost'"):
+        scoring_method("magic")

@@ -8,7 +8,8 @@ import torch
 
 from harness import influence
 from harness.data.pool import IGNORED
-from harness.influence import Checkpoint, CurvatureOptions, Moments, trace
+from harness.influence import Checkpoint, CurvatureOptions, Moments
+from harness.influence.gradients import BLOCK_ELEMENTS
 from harness.influence.layers import tracked_layers
 
 LAYERS = "attention+mlp"
@@ -122,7 +123,7 @@ def test_tracin_is_the_weighted_sum_of_dot_products(run, checkpoints, make_pool,
 def test_less_is_the_cosine_of_the_step_that_adamw_takes(
     run, checkpoints, make_pool, monkeypatch, block
 ):
-    monkeypatch.setattr(trace, "BLOCK_ELEMENTS", block)  # 1: one example at a time
+    monkeypatch.setitem(BLOCK_ELEMENTS, "cpu", block)  # 1: one example at a time
     pool, queries = make_pool(7, seed=1), make_pool(3, seed=2, prefix="q")
     expected = np.zeros(7)
     for model, state, rate, _ in run:
@@ -181,7 +182,7 @@ def test_self_influence_under_ekfac_is_the_dense_quadratic_form(
     make_model, make_pool, autograd, monkeypatch
 ):
     """Oracle: the damped matrix Q diag Q^T of every layer, built by Kronecker products, solved."""
-    monkeypatch.setattr(trace, "BLOCK_ELEMENTS", 4000)
+    monkeypatch.setitem(BLOCK_ELEMENTS, "cpu", 4000)
     model, pool = make_model(dtype=torch.float64), make_pool(9, seed=1)
     options = CurvatureOptions(layers="attention", damping=0.3, batch_size=4, loss="sum")
     curvature = influence.fit(model, pool, options)
@@ -189,7 +190,7 @@ def test_self_influence_under_ekfac_is_the_dense_quadratic_form(
     names = list(curvature.shapes)
     for d in range(9):
         for name, matrix in autograd(model, pool, d, names, "sum").items():
-            basis = curvature.bases[name]
+            basis = curvature.parts[name]
             rotation = np.kron(basis.outputs.numpy(), basis.inputs.numpy())
             values = basis.eigenvalues.numpy().ravel()
             dense = (rotation * values) @ rotation.T + 0.3 * values.mean() * np.eye(len(values))

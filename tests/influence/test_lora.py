@@ -137,7 +137,7 @@ def test_adapters_stand_on_whatever_carries_them(make_pool, rows):
 @pytest.mark.parametrize("inject", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_all_ways_to_a_score_agree_with_autograd(make_lora, make_pool, rows, inject, dtype):
-    """In training mode at first: dropout must not act; single precision has kernels of its own."""
+    """In training mode at first: dropout must not act; also in single precision."""
     model, pool, queries = (
         make_lora(inject=inject, dtype=dtype).train(),
         make_pool(11),
@@ -149,7 +149,6 @@ def test_all_ways_to_a_score_agree_with_autograd(make_lora, make_pool, rows, inj
     scores = {
         "ghost": influence.per_query_scores(model, curvature, pool, queries),
         "forward": influence.directional_scores(model, pool, gradients, IDENTITY, method="forward"),
-        "central": influence.directional_scores(model, pool, gradients, IDENTITY, method="central"),
     }
     single = {name: direction[:1] for name, direction in gradients.items()}
     one = influence.directional_scores(model, pool, single, IDENTITY, method="forward")
@@ -161,12 +160,11 @@ def test_all_ways_to_a_score_agree_with_autograd(make_lora, make_pool, rows, inj
     expected = (-losses @ wanted.T).numpy()
     scale = np.abs(expected).max()
     for method, found in scores.items():
-        atol = (3e-4 if method == "central" else 1e-5) * scale
-        np.testing.assert_allclose(found, expected, rtol=0, atol=atol, err_msg=method)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale, err_msg=method)
     np.testing.assert_allclose(one, expected[:, :1], rtol=0, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("kind", ["identity", "diagonal", "kfac", "ekfac"])
+@pytest.mark.parametrize("kind", ["identity", "ekfac", "projected"])
 def test_every_kind_fits(make_lora, make_pool, tmp_path, kind):
     model, pool, queries = make_lora(), make_pool(9), make_pool(3, 1, "q")
     options = CurvatureOptions(kind=kind, batch_size=4)
@@ -203,8 +201,8 @@ def test_layers_in_groups_give_the_same(make_lora, make_pool):
     options = CurvatureOptions(batch_size=4)
     whole = influence.fit(model, pool, options)
     parts = influence.fit(model, pool, dataclasses.replace(options, memory_gib=1e-6))
-    for name, basis in whole.bases.items():
-        torch.testing.assert_close(parts.bases[name].eigenvalues, basis.eigenvalues, **CLOSE)
+    for name, basis in whole.parts.items():
+        torch.testing.assert_close(parts.parts[name].eigenvalues, basis.eigenvalues, **CLOSE)
 
 
 def test_fresh_adapters_teach_their_first_half_nothing(make_lora, make_pool):
@@ -215,10 +213,9 @@ def test_fresh_adapters_teach_their_first_half_nothing(make_lora, make_pool):
         assert bool((gradient == 0).all()) == ("lora_A" in name)
     scores = influence.directional_scores(model, pool, gradients, IDENTITY, method="forward")
     np.testing.assert_allclose(scores, -(flat(gradients) @ flat(gradients).T).numpy(), **CLOSE)
-    for kind in ("diagonal", "kfac", "ekfac"):
-        curvature = influence.fit(model, pool, CurvatureOptions(kind=kind))
-        with pytest.raises(ValueError, match=r"lora_A.*eigenvalues of 0.*cannot be inverted"):
-            curvature.apply(gradients)
+    curvature = influence.fit(model, pool, CurvatureOptions(kind="ekfac"))
+    with pytest.raises(ValueError, match=r"lora_A.*eigenvalues of 0.*cannot be inverted"):
+        curvature.apply(gradients)
 
 
 def test_adapters_in_single_precision_on_a_base_in_16_bits(make_model, make_pool, rows):

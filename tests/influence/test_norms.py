@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.influence.kernels.norms import fused_norms
+from harness.influence.layers import fused_norms
 
 
 class OddRMSNorm(nn.Module):

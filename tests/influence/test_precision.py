@@ -7,7 +7,7 @@ import torch
 from scipy.stats import spearmanr
 
 from harness.influence import CurvatureOptions, directional_scores, fit, query_gradients
-from harness.influence.curvature.covariance import factors
+from harness.influence.curvature.ekfac import factors
 from harness.influence.layers import tracked_layers
 
 OPTIONS = CurvatureOptions(fisher="empirical", basis_sample=None)
@@ -36,7 +36,7 @@ def test_fit_solve_and_score(rounded, make_pool, autograd, dtype):
     expected = exact(autograd, double, pool, fit(double, pool, OPTIONS).apply(gradients))
     model = rounded(dtype)
     curvature = fit(model, pool, OPTIONS)
-    assert all(b.eigenvalues.dtype == torch.float32 for b in curvature.bases.values())
+    assert all(b.eigenvalues.dtype == torch.float32 for b in curvature.parts.values())
     mean = query_gradients(model, queries, OPTIONS, aggregate="mean")
     directions = curvature.apply({name: part[None] for name, part in mean.items()})
     for method in ("forward", "ghost"):
@@ -62,7 +62,7 @@ def test_true_fisher(rounded, make_pool, autograd, dtype):
 
 @pytest.mark.parametrize("fisher", ["true", "empirical"])
 def test_factors_in_single_precision(rounded, make_pool, fisher):
-    """To 1e-5 of those in double, which test_influence_kronecker.py forms independently."""
+    """To 1e-5 of those in double, which test_ekfac.py forms independently."""
     pool, options = make_pool(40), dataclasses.replace(OPTIONS, fisher=fisher)
     single, double = (
         factors(model, tracked_layers(model), pool, options)

@@ -59,13 +59,13 @@ def test_true_fisher_groups_and_seeds(make_model, make_pool):
     grouped = fit(model, pool, dataclasses.replace(options, memory_gib=1e-4))
     other = fit(model, pool, dataclasses.replace(options, seed=1))
     data = fit(model, pool, OPTIONS)
-    for name, projection in one.projections.items():
-        assert torch.equal(projection.fisher, again.projections[name].fisher)
-        torch.testing.assert_close(projection.fisher, grouped.projections[name].fisher)
-        assert torch.equal(projection.inputs, data.projections[name].inputs)
-        assert not torch.allclose(projection.fisher, data.projections[name].fisher)
-        assert not torch.allclose(projection.inputs, other.projections[name].inputs)
-    first, second = list(one.projections.values())[:2]
+    for name, projection in one.parts.items():
+        assert torch.equal(projection.fisher, again.parts[name].fisher)
+        torch.testing.assert_close(projection.fisher, grouped.parts[name].fisher)
+        assert torch.equal(projection.inputs, data.parts[name].inputs)
+        assert not torch.allclose(projection.fisher, data.parts[name].fisher)
+        assert not torch.allclose(projection.inputs, other.parts[name].inputs)
+    first, second = list(one.parts.values())[:2]
     assert first.inputs.shape == second.inputs.shape
     assert not torch.allclose(first.inputs, second.inputs)
 

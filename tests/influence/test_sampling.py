@@ -88,8 +88,8 @@ def test_nothing_sampled_nothing_measured(make_model, make_pool):
     assert sampling_error(model, pool, dataclasses.replace(OPTIONS, sample=6)) is None
     identity = dataclasses.replace(OPTIONS, kind="identity", sample=2)
     assert sampling_error(model, pool, identity) is None
-    diagonal = dataclasses.replace(OPTIONS, kind="diagonal", basis_sample=2)
-    assert sampling_error(model, pool, diagonal) is None
+    projected = dataclasses.replace(OPTIONS, kind="projected", basis_sample=2)
+    assert sampling_error(model, pool, projected) is None
     with pytest.raises(ValueError, match="2 examples; expected at least 3"):
         sampling_error(model, make_pool(2), OPTIONS)
 

@@ -30,11 +30,11 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("influence", {"strategy": "correct", "curvature": "identity"}),
     ("influence", {"strategy": "incorrect", "curvature": "identity"}),
     ("influence", {"mix": "rank", "curvature": "identity"}),
-    ("influence", {"whose": "contrast", "curvature": "diagonal", "replicates": 10}),
+    ("influence", {"whose": "contrast", "curvature": "ekfac", "replicates": 10}),
     ("tracin", {"loss": "sum"}),
     ("less", {"layers": "mlp"}),
     ("self_influence", {"order": "high", "curvature": "identity"}),
-    ("self_influence", {"curvature": "kfac"}),
+    ("self_influence", {"curvature": "ekfac"}),
 ]
 
 

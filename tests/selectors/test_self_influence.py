@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -36,10 +35,9 @@ def test_options_reach_the_curvature(scored: Any, tokens: Any) -> None:
     assert context.operations == 6 * sum(map(len, tokens.input_ids))
 
 
-@pytest.mark.parametrize("kind", ["ekfac+cg", "datainf"])
-def test_kinds_that_solve_with_passes_are_refused(kind: str) -> None:
-    with pytest.raises(ValueError, match=f"curvature is '{re.escape(kind)}', which solves with"):
-        build("self_influence", {"curvature": kind})
+def test_a_kind_that_solves_with_passes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"curvature is 'ekfac\+cg', which solves with passes"):
+        build("self_influence", {"curvature": "ekfac+cg"})
 
 
 def test_refuses() -> None:

@@ -1,8 +1,7 @@
 """One interface for every curvature: `apply` multiplies gradients by the damped inverse.
 
-A kind says how it is fitted, how it solves one layer, and which tensors it keeps; saving, loading
-and checking are common. Kinds that couple layers, or that solve with passes over the pool, override
-`_solved` as a whole.
+A kind says how it is fitted, how it solves one layer, and which tensors it stores of it; grouping
+layers, saving, loading and checking are common. A kind that couples layers overrides `_solve_all`.
 """
 
 from __future__ import annotations
@@ -11,18 +10,19 @@ import abc
 import dataclasses
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from harness.influence.layers import Gradients, tracked_layers
-from harness.influence.options import CurvatureOptions, SamplingError, fitted_on
+from harness.influence.layers import Gradients, match_shapes, tracked_layers
+from harness.influence.options import CurvatureOptions, SamplingError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.data.pool import Pool
     from harness.influence.batches import Progress
+    from harness.influence.layers import Layer, Layers
 
 FORMAT = 1
 
@@ -31,19 +31,20 @@ FORMAT = 1
 class Curvature(abc.ABC):
     """A fitted curvature of the pool's loss at one set of weights.
 
-    `shapes`: layer -> shape of its gradient, in model order. `examples`: size of the pool it was
-    fitted on. `error`: what fitting on a sample costs, where `options.measure_error` asked for it
-    and there was a sample.
+    `shapes`: layer -> shape of its gradient, in model order. `examples`: number of examples it was
+    fitted on. `parts`: layer -> its tensors, an instance of the kind's `part`. `error`: the cost of
+    fitting on a sample, where `options.measure_error` asked for it and there was a sample.
     """
 
     kind: ClassVar[str]
+    part: ClassVar[type]
     options: CurvatureOptions
     shapes: Mapping[str, tuple[int, int]]
     examples: int
+    parts: Mapping[str, Any]
     error: SamplingError | None = dataclasses.field(default=None, kw_only=True)
 
     @classmethod
-    @abc.abstractmethod
     def fit(
         cls,
         model: nn.Module,
@@ -53,25 +54,63 @@ class Curvature(abc.ABC):
         progress: Progress | None = None,
     ) -> Self:
         """Estimate the curvature on `pool` at the model's present weights."""
+        layers = tracked_layers(model, options.layers, options.head)
+        parts: dict[str, Any] = {}
+        for group in cls.groups(layers, pool, options):
+            parts |= cls._fit(model, group, pool, options, progress)
+        return cls(options, {layer.name: layer.shape for layer in layers}, len(pool), parts)
+
+    @classmethod
+    @abc.abstractmethod
+    def _fit(
+        cls,
+        model: nn.Module,
+        layers: Layers,
+        pool: Pool,
+        options: CurvatureOptions,
+        progress: Progress | None,
+    ) -> dict[str, Any]:
+        """The parts of some layers."""
+
+    @classmethod
+    @abc.abstractmethod
+    def held(cls, layer: Layer, options: CurvatureOptions) -> int:
+        """Bytes that fitting a layer holds for itself, activations apart."""
+
+    @classmethod
+    def groups(cls, layers: Layers, pool: Pool, options: CurvatureOptions) -> Sequence[Layers]:
+        """Layers in order, cut so that what fitting a group holds fits `options.memory_gib`.
+
+        Counted per layer: what one batch of the longest examples leaves behind, and `held`. A layer
+        too large for the limit has a group to itself.
+        """
+        if options.memory_gib is None:
+            return [layers]
+        lengths = sorted((len(tokens) for tokens in pool.input_ids), reverse=True)
+        tokens = lengths[0] * min(options.batch_size, len(lengths))
+        grouped: list[list[Layer]] = [[]]
+        total = 0.0
+        for layer in layers:
+            activations = 2 * layer.module.weight.element_size() * tokens * sum(layer.shape)
+            need = cls.held(layer, options) + activations
+            if grouped[-1] and total + need > options.memory_gib * 2**30:
+                grouped.append([])
+                total = 0.0
+            grouped[-1].append(layer)
+            total += need
+        return [tuple(group) for group in grouped]
 
     @abc.abstractmethod
     def solve(self, name: str, gradient: Tensor) -> Tensor:
         """The damped inverse of layer `name` times `gradient` [..., out, in (+ 1)]."""
 
-    @abc.abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """What has to be stored, by name."""
-
-    @classmethod
-    @abc.abstractmethod
-    def restore(
-        cls,
-        options: CurvatureOptions,
-        shapes: Mapping[str, tuple[int, int]],
-        examples: int,
-        tensors: Mapping[str, Tensor],
-    ) -> Self:
-        """The inverse of `tensors`."""
+        """What has to be stored, by name: LAYER/PART."""
+        return {
+            f"{name}/{field.name}": getattr(part, field.name)
+            for name, part in self.parts.items()
+            for field in dataclasses.fields(part)
+        }
 
     def apply(
         self,
@@ -83,21 +122,13 @@ class Curvature(abc.ABC):
     ) -> Gradients:
         """(H + damping)^-1 times gradients, layer -> [..., out, in (+ 1)], in new tensors.
 
-        Some kinds solve with passes over the data: they need the `model` and the `pool` that they
-        were fitted on, and say so with a ValueError.
+        "ekfac+cg" solves with passes over the data: it needs the `model` and the `pool` that it was
+        fitted on, and raises ValueError without them.
         """
-        if set(gradients) != set(self.shapes):
-            differ = sorted(set(gradients) ^ set(self.shapes))
-            raise ValueError(f"gradients and curvature differ in {differ[:5]}; expected the same")
-        for name, gradient in gradients.items():
-            if tuple(gradient.shape[-2:]) != self.shapes[name]:
-                raise ValueError(
-                    f"gradient of layer {name!r} has shape {tuple(gradient.shape)}; "
-                    f"expected (..., {self.shapes[name][0]}, {self.shapes[name][1]})"
-                )
-        return self._solved(gradients, model, pool, progress)
+        match_shapes(self.shapes, gradients, "curvature")
+        return self._solve_all(gradients, model, pool, progress)
 
-    def _solved(
+    def _solve_all(
         self,
         gradients: Mapping[str, Tensor],
         model: nn.Module | None,
@@ -105,22 +136,6 @@ class Curvature(abc.ABC):
         progress: Progress | None,
     ) -> Gradients:
         return {name: self.solve(name, gradient) for name, gradient in gradients.items()}
-
-    def _refitted_on(self, model: nn.Module | None, pool: Pool | None) -> tuple[nn.Module, Pool]:
-        """The model and the examples of the fit, for kinds that solve with passes over them."""
-        kind = self.options.kind
-        if model is None or pool is None:
-            raise ValueError(
-                f"curvature {kind!r} solves with a pass over the data; expected the model and the "
-                "pool that it was fitted on, apply(gradients, model=..., pool=...)"
-            )
-        sample = fitted_on(pool, self.options)
-        if len(sample) != self.examples:
-            raise ValueError(
-                f"the pool gives {len(sample)} examples; expected the {self.examples} that "
-                f"curvature {kind!r} was fitted on"
-            )
-        return model, sample
 
     def report(self) -> dict[str, Any]:
         """What a reader of scores should know about fit and solves so far; fit for JSON."""
@@ -131,9 +146,9 @@ class Curvature(abc.ABC):
         """Write `curvature.json` and `curvature.safetensors` into `folder`.
 
         The JSON holds `format`, `options`, `shapes`, `examples` and `error`. Tensors are named
-        LAYER/PART: of the Kronecker kinds and "ekfac+cg" `inputs` and `outputs` (eigenvectors as
-        columns; "diagonal" has none) and `eigenvalues` [out, in (+ 1)]; of "projected" `inputs`,
-        `outputs` (orthonormal rows) and `fisher`. "identity" has none.
+        LAYER/PART: for "ekfac" and "ekfac+cg" `inputs` and `outputs` (eigenvectors as columns) and
+        `eigenvalues` [out, in (+ 1)]; for "projected" `inputs`, `outputs` (orthonormal rows) and
+        `fisher`. "identity" has none.
         """
         from safetensors.torch import save_file
 
@@ -167,9 +182,16 @@ class Curvature(abc.ABC):
         options = CurvatureOptions(**head["options"])
         shapes = {name: (int(out), int(width)) for name, (out, width) in head["shapes"].items()}
         tensors = load_file(folder / "curvature.safetensors")
-        found = _kind(options.kind).restore(options, shapes, int(head["examples"]), tensors)
-        error = head.get("error")
-        return found if error is None else dataclasses.replace(found, error=SamplingError(**error))
+        kind = kind_of(options.kind)
+        fields = [field.name for field in dataclasses.fields(kind.part)]
+        parts = {x: kind.part(*(tensors[f"{x}/{name}"] for name in fields)) for x in shapes}
+        error = None if head.get("error") is None else SamplingError(**head["error"])
+        return kind(options, shapes, int(head["examples"]), parts, error=error)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoPart:
+    """Nothing to store for a layer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,54 +199,41 @@ class Identity(Curvature):
     """No curvature: influence is the dot product of gradients (GradDot)."""
 
     kind: ClassVar[str] = "identity"
+    part: ClassVar[type] = NoPart
 
     @classmethod
-    def fit(
+    def _fit(
         cls,
         model: nn.Module,
+        layers: Layers,
         pool: Pool,
         options: CurvatureOptions,
-        *,
-        progress: Progress | None = None,
-    ) -> Self:
-        """Nothing to estimate; only the layers are noted."""
-        layers = tracked_layers(model, options.layers, options.head)
-        return cls(options, {layer.name: layer.shape for layer in layers}, len(pool))
+        progress: Progress | None,
+    ) -> dict[str, NoPart]:
+        return {layer.name: NoPart() for layer in layers}
+
+    @classmethod
+    def held(cls, layer: Layer, options: CurvatureOptions) -> int:
+        """Nothing."""
+        return 0
 
     def solve(self, name: str, gradient: Tensor) -> Tensor:
         """The gradient itself, in a new tensor."""
         return gradient.clone()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Nothing."""
-        return {}
 
-    @classmethod
-    def restore(
-        cls,
-        options: CurvatureOptions,
-        shapes: Mapping[str, tuple[int, int]],
-        examples: int,
-        tensors: Mapping[str, Tensor],
-    ) -> Self:
-        """The identity on these layers."""
-        return cls(options, shapes, examples)
-
-
-_HOMES = {
+_KINDS = {
     "identity": ("base", "Identity"),
-    "diagonal": ("kronecker", "Diagonal"),
-    "kfac": ("kronecker", "KFAC"),
-    "ekfac": ("kronecker", "EKFAC"),
+    "ekfac": ("ekfac", "EKFAC"),
     "ekfac+cg": ("conjugate_gradients", "EKFACCG"),
-    "datainf": ("datainf", "DataInf"),
     "projected": ("projected", "Projected"),
 }
 
 
-def _kind(name: str) -> type[Curvature]:
-    module, attribute = _HOMES[name]
-    found: type[Curvature] = getattr(
+def kind_of(name: str) -> type[Curvature]:
+    """The class of a kind, imported when it is used."""
+    module, attribute = _KINDS[name]
+    kind: type[Curvature] = getattr(
         importlib.import_module(f"harness.influence.curvature.{module}"), attribute
     )
-    return found
+    return kind

@@ -1,4 +1,4 @@
-"""What it costs to fit a curvature on a sample, in terms of the scores that come out.
+"""Fitting a curvature, and what it costs in accuracy of the scores to fit it on a sample.
 
 Two curvatures are compared on the same probes (gradients of a few examples) and the same scored
 examples, all drawn from the pool:
@@ -6,13 +6,13 @@ examples, all drawn from the pool:
 - `options.sample` below the pool: with the fit on a second sample of the same size that shares no
   example with the first ("sample"). Both err, so that the agreement with a fit on the whole pool is
   higher than the figure. Where the pool has no second sample left, with the fit on the whole pool
-  ("pool"), which then costs less than two samples and is the very thing.
+  ("pool"), which then costs less than two samples.
 - only `options.basis_sample` below the pool: with eigenvectors of the whole pool ("basis").
 
 Figures: Spearman correlation over the scored examples, and cosine of the preconditioned gradients,
 each the mean over probes. The cost is one more fit and one pass over the scored examples. Labels
-that are drawn for the true Fisher belong to their example: two samples differ in them too, but fits
-against "pool" and "basis" share them, so that this source of error is not part of those figures.
+sampled for the true Fisher belong to their example: two samples differ in them too, but fits
+compared with "pool" and "basis" share them, so that those figures leave this error out.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import numpy as np
 import torch
 
 from harness.data.pool import drawn
-from harness.influence.curvature.base import Curvature, _kind
-from harness.influence.curvature.covariance import basis_examples
-from harness.influence.ghost import products
+from harness.influence.curvature.base import Curvature, kind_of
+from harness.influence.curvature.ekfac import basis_examples
+from harness.influence.directional import directional_scores
 from harness.influence.gradients import query_gradients
-from harness.influence.layers import tracked_layers
+from harness.influence.layers import dots, tracked_layers
 from harness.influence.options import CurvatureOptions, SamplingError, fitted_on, options_from
 
 if TYPE_CHECKING:
@@ -51,76 +51,65 @@ def sampling_error(
     probes: Pool | None = None,
     progress: Progress | None = None,
 ) -> SamplingError | None:
-    """Agreement of scores under the fit that `options` ask for with those under another.
+    """Agreement of scores under the fit that `options` ask for with those under a reference fit.
 
-    None where nothing is sampled. `curvature`: that fit, where it has been made; `probes`: examples
+    None where nothing is sampled. `curvature`: that fit, if it exists already; `probes`: examples
     whose gradients are preconditioned (None: `PROBES` of the pool). ValueError for a pool of fewer
     than three examples, which have no rank correlation.
     """
+    from scipy.stats import spearmanr
+
     if len(pool) < 3:
         raise ValueError(f"the pool has {len(pool)} examples; expected at least 3 to rank")
     options = dataclasses.replace(options, measure_error=False)
-    found = _reference(model, pool, options)
-    if found is None:
+    comparison = _reference(model, pool, options)
+    if comparison is None:
         return None
-    against, other, changed = found
+    against, other, reference_options = comparison
     if curvature is None:
         curvature = fit(model, pool, options, progress=progress)
-    reference = fit(model, other, changed, progress=progress)
+    reference = fit(model, other, reference_options, progress=progress)
     if probes is None:
         probes = drawn(pool, PROBES, options.seed + 2)
     scored = drawn(pool, SCORED, options.seed + 3)
     gradients = query_gradients(model, probes, options)
-    one = curvature.apply(gradients, model=model, pool=pool, progress=progress)
-    two = reference.apply(gradients, model=model, pool=other, progress=progress)
-    joined = {name: torch.cat([part, two[name].to(part)]) for name, part in one.items()}
-    scores = products(model, scored, joined, options, progress=progress)
+    ours = curvature.apply(gradients, model=model, pool=pool, progress=progress)
+    theirs = reference.apply(gradients, model=model, pool=other, progress=progress)
+    joined = {name: torch.cat([part, theirs[name].to(part)]) for name, part in ours.items()}
+    scores = directional_scores(model, scored, joined, options, progress=progress)
+    pairs = zip(*np.split(scores.T, 2), strict=True)
+    lengths = (dots(ours, ours) * dots(theirs, theirs)).sqrt()
     return SamplingError(
         against=against,
         examples=len(fitted_on(pool, options)),
         reference_examples=len(other),
         probes=len(probes),
         scored=len(scored),
-        spearman=_spearman(scores[:, : len(probes)], scores[:, len(probes) :]),
-        cosine=_cosine(one, two),
+        spearman=float(np.mean([spearmanr(*pair).statistic for pair in pairs])),
+        cosine=float((dots(ours, theirs) / lengths).mean()),
     )
 
 
 def _reference(
     model: nn.Module, pool: Pool, options: CurvatureOptions
 ) -> tuple[str, Pool, CurvatureOptions] | None:
-    """What to compare with: its name, the pool to fit on, and the options of that fit."""
+    """What to compare with: its name, the pool to fit on, and the options of the reference fit."""
     if options.kind == "identity":
         return None
     sample = fitted_on(pool, options)
     whole = dataclasses.replace(options, sample=None)
     if len(sample) < len(pool):
-        taken = set(sample.ids)
-        rest = pool.take([i for i, name in enumerate(pool.ids) if name not in taken])
+        used = set(sample.ids)
+        rest = pool.take([i for i, name in enumerate(pool.ids) if name not in used])
         if len(rest) < len(sample):
             return "pool", pool, whole
         return "sample", drawn(rest, len(sample), options.seed + 4), whole
-    if options.kind not in ("kfac", "ekfac", "ekfac+cg"):
+    if options.kind not in ("ekfac", "ekfac+cg"):
         return None
     layers = tracked_layers(model, options.layers, options.head)
     if basis_examples(layers, pool, options) == len(pool):
         return None
     return "basis", pool, dataclasses.replace(whole, basis_sample=None)
-
-
-def _spearman(left: np.ndarray, right: np.ndarray) -> float:
-    from scipy.stats import rankdata
-
-    pairs = zip(rankdata(left, axis=0).T, rankdata(right, axis=0).T, strict=True)
-    return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs]))
-
-
-def _cosine(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
-    """Mean over columns of the cosine over all layers."""
-    from harness.influence.layers import dots
-
-    cosines = dots(left, right) / (dots(left, left) * dots(right, right)).sqrt()
-    return float(cosines.mean())
 
 
 def fit(
@@ -133,16 +122,14 @@ def fit(
 ) -> Curvature:
     """Fit the curvature of `options.kind` on `pool` at the model's present weights.
 
-    Options come as a `CurvatureOptions` or by name: `fit(model, pool, kind="kfac", damping=0.01)`.
+    Options come as a `CurvatureOptions` or by name: `fit(model, pool, kind="ekfac", damping=0.01)`.
     """
     options = options_from(options, keywords)
     if len(pool) == 0:
         raise ValueError("the pool is empty; expected at least one example to fit a curvature on")
     sample = fitted_on(pool, options)
-    found = _kind(options.kind).fit(model, sample, options, progress=progress)
+    curvature = kind_of(options.kind).fit(model, sample, options, progress=progress)
     if not options.measure_error:
-        return found
-    from harness.influence.curvature.fit import sampling_error
-
-    error = sampling_error(model, pool, options, curvature=found, progress=progress)
-    return dataclasses.replace(found, error=error)
+        return curvature
+    error = sampling_error(model, pool, options, curvature=curvature, progress=progress)
+    return dataclasses.replace(curvature, error=error)

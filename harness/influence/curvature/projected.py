@@ -8,7 +8,7 @@ Kronecker projection as in LoGra, 2405.13954; random projection of gradients as 
     H^-1 V  ~  P_S^T [ (F + damping * mean eigenvalue of F)^-1 (P_S V P_A^T) ] P_A
 
 Inputs and output gradients are projected before the sum over tokens, so that full gradients are
-never formed. The direction stands in full space, where every way of scoring takes it. F holds
+never formed. Solutions are in the full space, where every way of scoring takes them. F holds
 (r r')^2 entries per layer in double precision: 0.5 MB at rank 16, 134 MB at rank 64.
 """
 
@@ -16,25 +16,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from harness.influence.batches import batches, device_of, seeded
 from harness.influence.curvature.base import Curvature
-from harness.influence.curvature.covariance import groups
-from harness.influence.gradients import stream
-from harness.influence.kernels.matmul import linear, outer, wide
-from harness.influence.layers import evaluating, tracked_layers
+from harness.influence.gradients import Trace, stream
+from harness.influence.layers import evaluating, wide
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from harness.data.pool import Pool
     from harness.influence.batches import Progress
-    from harness.influence.layers import Layer
+    from harness.influence.layers import Layer, Layers
     from harness.influence.options import CurvatureOptions
-    from harness.influence.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -54,31 +51,55 @@ class Projected(Curvature):
     """Damped Fisher matrices of projected gradients, one per layer."""
 
     kind: ClassVar[str] = "projected"
-    projections: Mapping[str, Projection]
+    part: ClassVar[type] = Projection
+    parts: Mapping[str, Projection]
     _factors: dict[str, Tensor] = field(
         default_factory=dict, init=False, compare=False, repr=False, kw_only=True
     )
 
     @classmethod
-    def fit(
+    def _fit(
         cls,
         model: nn.Module,
+        layers: Layers,
         pool: Pool,
         options: CurvatureOptions,
-        *,
-        progress: Progress | None = None,
-    ) -> Self:
-        """One pass over the pool, or one for every group of layers where memory is limited."""
-        layers = tracked_layers(model, options.layers, options.head)
-        found: dict[str, Projection] = {}
-        for group in groups(layers, pool, options, lambda layer: held(layer, options.rank)):
-            found |= _fit(model, group, pool, options, progress)
-        shapes = {layer.name: layer.shape for layer in layers}
-        return cls(options, shapes, len(pool), found)
+        progress: Progress | None,
+    ) -> dict[str, Projection]:
+        sides = {layer.name: projections(layer, options) for layer in layers}
+        sums = {
+            name: inputs.new_zeros(2 * (len(inputs) * len(outputs),), dtype=torch.float64)
+            for name, (inputs, outputs) in sides.items()
+        }
+
+        def add(name: str, trace: Trace) -> None:
+            inputs, outputs = sides[name]
+            if trace.embedded:
+                blocks = (block.to(inputs.dtype) for _, block in trace.gradients())
+                projected = torch.cat([(outputs @ x @ inputs.T).flatten(1) for x in blocks])
+            else:
+                right = trace.inputs.to(inputs.dtype) @ inputs.T
+                left = trace.deltas.to(outputs.dtype) @ outputs.T
+                projected = (left.mT @ right).flatten(1)
+            sums[name].add_(projected.T @ projected)
+
+        device, description = device_of(model), "projected gradients"
+        with evaluating(model):
+            for batch in batches(pool, options.batch_size, device, progress, description):
+                stream(model, layers, batch, options.loss, add, draw=options.label_seed)
+        return {name: Projection(*sides[name], x.div_(len(pool))) for name, x in sums.items()}
+
+    @classmethod
+    def held(cls, layer: Layer, options: CurvatureOptions) -> int:
+        """The sum of projected gradients in double precision, and the projections."""
+        out, width = layer.shape
+        rows, columns = min(options.rank, out), min(options.rank, width)
+        size: int = layer.module.weight.element_size()
+        return 8 * (rows * columns) ** 2 + size * (rows * out + columns * width)
 
     def solve(self, name: str, gradient: Tensor) -> Tensor:
         """Project, solve, and take the solution back into the full space."""
-        projection, factor = self.projections[name], self._factor(name).to(gradient.device)
+        projection, factor = self.parts[name], self._factor(name).to(gradient.device)
         inputs, outputs = (
             side.to(device=gradient.device, dtype=wide(gradient.dtype))
             for side in (projection.inputs, projection.outputs)
@@ -91,7 +112,7 @@ class Projected(Curvature):
     def _factor(self, name: str) -> Tensor:
         """Cholesky factor of the damped Fisher matrix, formed once."""
         if name not in self._factors:
-            fisher = self.projections[name].fisher
+            fisher = self.parts[name].fisher
             damped = fisher.clone()
             damped.diagonal().add_(self.options.damping * fisher.diagonal().mean())
             factor, failed = torch.linalg.cholesky_ex(damped)
@@ -104,39 +125,6 @@ class Projected(Curvature):
                 )
             self._factors[name] = factor
         return self._factors[name]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Three matrices per layer."""
-        return {
-            f"{name}/{side}": getattr(projection, side)
-            for name, projection in self.projections.items()
-            for side in ("inputs", "outputs", "fisher")
-        }
-
-    @classmethod
-    def restore(
-        cls,
-        options: CurvatureOptions,
-        shapes: Mapping[str, tuple[int, int]],
-        examples: int,
-        tensors: Mapping[str, Tensor],
-    ) -> Self:
-        """The inverse of `tensors`."""
-        projections = {
-            name: Projection(
-                *(tensors[f"{name}/{side}"] for side in ("inputs", "outputs", "fisher"))
-            )
-            for name in shapes
-        }
-        return cls(options, shapes, examples, projections)
-
-
-def held(layer: Layer, rank: int) -> int:
-    """Bytes that fitting a layer holds for itself."""
-    out, width = layer.shape
-    rows, columns = min(rank, out), min(rank, width)
-    size: int = layer.module.weight.element_size()
-    return 8 * (rows * columns) ** 2 + size * (rows * out + columns * width)
 
 
 def projections(layer: Layer, options: CurvatureOptions) -> tuple[Tensor, Tensor]:
@@ -151,36 +139,3 @@ def projections(layer: Layer, options: CurvatureOptions) -> tuple[Tensor, Tensor
         )
         sides.append(torch.linalg.qr(normal)[0].T.to(device=weight.device, dtype=dtype))
     return sides[1], sides[0]
-
-
-def _fit(
-    model: nn.Module,
-    layers: tuple[Layer, ...],
-    pool: Pool,
-    options: CurvatureOptions,
-    progress: Progress | None,
-) -> dict[str, Projection]:
-    sides = {layer.name: projections(layer, options) for layer in layers}
-    sums = {
-        name: inputs.new_zeros(2 * (len(inputs) * len(outputs),), dtype=torch.float64)
-        for name, (inputs, outputs) in sides.items()
-    }
-
-    def add(name: str, trace: Trace) -> None:
-        inputs, outputs = sides[name]
-        if trace.embedded:
-            parts = (outputs @ block.to(inputs.dtype) @ inputs.T for _, block in trace.gradients())
-            found = torch.cat([part.flatten(1) for part in parts])
-        else:
-            right = linear(trace.inputs.to(inputs.dtype), inputs)
-            left = linear(trace.deltas.to(outputs.dtype), outputs)
-            found = (left.transpose(1, 2) @ right).flatten(1)
-        sums[name].add_(outer(found, found))
-
-    draw = options.seed if options.fisher == "true" else None
-    with evaluating(model):
-        for batch in batches(
-            pool, options.batch_size, device_of(model), progress, "projected gradients"
-        ):
-            stream(model, layers, batch, options.loss, add, draw=draw)
-    return {name: Projection(*sides[name], total.div_(len(pool))) for name, total in sums.items()}

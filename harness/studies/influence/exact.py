@@ -52,7 +52,7 @@ def exact_scores(
     curvature = fit(model, pool, replace(options, kind="ekfac"))
     damping = {
         name: options.damping * float(basis.eigenvalues.mean())
-        for name, basis in curvature.bases.items()  # type: ignore[attr-defined]
+        for name, basis in curvature.parts.items()
     }
 
     def scaled(gradients: Mapping[str, Tensor]) -> Tensor:

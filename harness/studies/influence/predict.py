@@ -28,7 +28,7 @@ SCORES = "scores.parquet"
 SELF = "self"
 """Column of self-influence, where a method has it."""
 TRACIN, COSINE, PEER, EXACT = "tracin", "gradcos", "kronfluence", "exact"
-SELF_INFLUENCE = ("identity", "diagonal", "kfac", "ekfac")
+SELF_INFLUENCE = ("identity", "ekfac")
 """Kinds that solve layer by layer, which is what self-influence needs."""
 
 VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {

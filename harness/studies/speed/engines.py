@@ -143,10 +143,7 @@ def start(
     folder.mkdir(parents=True)
     size = workload.batch_size
     if name == "ours":
-        # Eager attention lets the engine choose its own kernels on a CPU; on a GPU it would keep
-        # tokens x tokens for every head.
-        kernel = "eager" if workload.device == "cpu" else "sdpa"
-        return Ours(load_model(source, workload, kernel), pool, queries, size, DAMPING, **settings)
+        return Ours(load_model(source, workload, "sdpa"), pool, queries, size, DAMPING, **settings)
     if name == "kronfluence":
         model = load_model(source, workload, "sdpa")
         return Kronfluence(model, folder, pool, queries, size, DAMPING, **settings)

@@ -55,7 +55,7 @@ def test_the_inverse_is_that_of_the_damped_fisher_matrix(model):
     names = list(curvature.shapes)
     damping = np.concatenate(
         [
-            np.full(out * width, 0.3 * float(curvature.bases[name].eigenvalues.mean()))
+            np.full(out * width, 0.3 * float(curvature.parts[name].eigenvalues.mean()))
             for name, (out, width) in curvature.shapes.items()
         ]
     )

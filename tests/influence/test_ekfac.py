@@ -15,8 +15,7 @@ from harness.influence import (
     query_gradients,
 )
 from harness.influence.batches import Batch, batches, sampled_labels
-from harness.influence.curvature.covariance import factors
-from harness.influence.curvature.kronecker import decomposed
+from harness.influence.curvature.ekfac import decomposed, factors
 from harness.influence.layers import tracked_layers
 
 EMPIRICAL = CurvatureOptions(fisher="empirical", layers="all", batch_size=7, basis_sample=None)
@@ -161,7 +160,7 @@ def test_eigenvalues_are_mean_squares_of_rotated_gradients(make_model, make_pool
     names = [layer.name for layer in tracked_layers(model, head=head)]
     gradients = [autograd(model, pool, position, names) for position in range(len(pool))]
     for name in names:
-        basis = curvature.bases[name]
+        basis = curvature.parts[name]
         squares = [
             (basis.outputs.T @ gradient[name] @ basis.inputs).square() for gradient in gradients
         ]
@@ -189,7 +188,7 @@ def test_another_seed_draws_other_labels(make_model, make_pool):
     model, pool = make_model(), make_pool(10)
     one, two = (fit(model, pool, CurvatureOptions(seed=seed)) for seed in (0, 1))
     name = "model.layers.0.mlp.up_proj"
-    assert not torch.allclose(one.bases[name].eigenvalues, two.bases[name].eigenvalues)
+    assert not torch.allclose(one.parts[name].eigenvalues, two.parts[name].eigenvalues)
 
 
 @pytest.mark.parametrize("kind", ["identity", "ekfac"])

@@ -1,1 +1,0 @@
-"""Fast matrix products, norms and attention for the influence engine."""
