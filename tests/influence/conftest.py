@@ -137,12 +137,12 @@ def autograd():
         loss = nn.functional.cross_entropy(
             logits[:-1], labels[0, 1:], ignore_index=IGNORED, reduction=reduction
         )
-        found = {}
+        actual = {}
         for layer in layers:
             module = model.get_submodule(layer)
             parts = [module.weight] if module.bias is None else [module.weight, module.bias]
             grads = torch.autograd.grad(loss, parts, retain_graph=True)
-            found[layer] = torch.cat([g if g.ndim == 2 else g[:, None] for g in grads], dim=1)
-        return found
+            actual[layer] = torch.cat([g if g.ndim == 2 else g[:, None] for g in grads], dim=1)
+        return actual
 
     return gradient

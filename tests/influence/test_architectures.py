@@ -109,8 +109,8 @@ def exact(autograd):
 
     def rows(model, pool, options):
         names = [layer.name for layer in tracked_layers(model, options.layers, options.head)]
-        found = [autograd(model, pool, i, names, options.loss) for i in range(len(pool))]
-        return torch.stack([torch.cat([row[name].flatten() for name in names]) for row in found])
+        actual = [autograd(model, pool, i, names, options.loss) for i in range(len(pool))]
+        return torch.stack([torch.cat([row[name].flatten() for name in names]) for row in actual])
 
     return rows
 
@@ -122,13 +122,13 @@ def test_gradients_and_scores_are_those_of_autograd(make, make_pool, exact, name
     model, pool = make(name), make_pool(7)
     options = dataclasses.replace(IDENTITY, head=head)
     expected = exact(model, pool, options)
-    found = influence.example_gradients(model.requires_grad_(False), pool, options)
+    actual = influence.example_gradients(model.requires_grad_(False), pool, options)
     # Norms, rotations and softmax work in single precision whatever the model is in.
     close = {"rtol": 1e-4, "atol": 1e-5 * float(expected.abs().max())}
-    torch.testing.assert_close(flat(found), expected, **close)
+    torch.testing.assert_close(flat(actual), expected, **close)
     scores = -(expected @ expected[:2].T).numpy()
     scale = np.abs(scores).max()
-    along = {key: part[:2] for key, part in found.items()}
+    along = {key: part[:2] for key, part in actual.items()}
     forward = influence.directional_scores(model, pool, along, options, method="forward")
     np.testing.assert_allclose(forward, scores, rtol=0, atol=1e-5 * scale)
     ghost = influence.directional_scores(model, pool, along, options, method="ghost")
@@ -143,12 +143,12 @@ def test_single_precision(make, make_pool, exact, name):
     model = model.float()
     for head in (True, False):
         options = dataclasses.replace(IDENTITY, head=head)
-        found = influence.example_gradients(model, pool, options)
-        part = flat(found)
+        actual = influence.example_gradients(model, pool, options)
+        part = flat(actual)
         wanted = expected[:, : part.shape[1]] if head is False else expected
         atol = 1e-4 * float(wanted.abs().max())
         torch.testing.assert_close(part.double(), wanted, rtol=1e-3, atol=atol)
-    along = {key: part[:1] for key, part in found.items()}
+    along = {key: part[:1] for key, part in actual.items()}
     scores = -(wanted @ wanted[:1].T).numpy()
     forward = influence.directional_scores(model, pool, along, options, method="forward")
     np.testing.assert_allclose(forward, scores, rtol=0, atol=1e-4 * np.abs(scores).max())
@@ -169,7 +169,7 @@ def test_ekfac_fits(make, make_pool, name):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_what_stands_behind_the_head_is_found_out(make, make_pool, name):
+def test_a_cap_or_scale_behind_the_head_is_detected(make, make_pool, name):
     """A cap or a scale, in every precision."""
     plain = ARCHITECTURES[name][2]
     (batch,) = batches(make_pool(4), 4, torch.device("cpu"))
@@ -181,7 +181,7 @@ def test_what_stands_behind_the_head_is_found_out(make, make_pool, name):
         assert is_plain(head, capture.hidden, logits) is plain
 
 
-def test_a_faint_cap_is_found_out_in_16_bits(make_model, make_pool):
+def test_a_faint_cap_is_detected_in_16_bits(make_model, make_pool):
     """3 parts in 1000 of the logits: less than one rounding in bfloat16."""
     (batch,) = batches(make_pool(4), 4, torch.device("cpu"))
     model = make_model(dtype=torch.bfloat16)
@@ -206,11 +206,11 @@ def test_a_tracked_head_by_every_method(make_model, make_pool, exact, tied, loss
     scale = np.abs(expected).max()
     ghost = influence.directional_scores(model, pool, along, options, method="ghost")
     np.testing.assert_allclose(ghost, expected, rtol=0, atol=1e-5 * scale)
-    found = influence.directional_scores(model, pool, along, options, method="forward")
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale)
+    actual = influence.directional_scores(model, pool, along, options, method="forward")
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * scale)
     one = {name: part[1:2] for name, part in along.items()}
-    found = influence.directional_scores(model, pool, one, options, method="forward")
-    np.testing.assert_allclose(found, expected[:, 1:2], rtol=0, atol=1e-5 * scale)
+    actual = influence.directional_scores(model, pool, one, options, method="forward")
+    np.testing.assert_allclose(actual, expected[:, 1:2], rtol=0, atol=1e-5 * scale)
 
 
 def test_padding_tokens_inside_an_example_count_for_a_tied_head(make_pool, exact):
@@ -222,12 +222,12 @@ def test_padding_tokens_inside_an_example_count_for_a_tied_head(make_pool, exact
     model, pool = model.double().eval(), make_pool(8)
     assert any((row == 3).any() for row in pool.input_ids)
     options = dataclasses.replace(IDENTITY, head=True, layers="mlp")
-    found = influence.example_gradients(model, pool, options)
-    along = {name: part[:2] for name, part in found.items()}
+    actual = influence.example_gradients(model, pool, options)
+    along = {name: part[:2] for name, part in actual.items()}
     forward = influence.directional_scores(model, pool, along, options, method="forward")
-    np.testing.assert_allclose(forward, -(flat(found) @ flat(along).T).numpy(), rtol=1e-4)
+    np.testing.assert_allclose(forward, -(flat(actual) @ flat(along).T).numpy(), rtol=1e-4)
     model.model.embed_tokens.padding_idx = None
-    torch.testing.assert_close(flat(found), exact(model, pool, options), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(flat(actual), exact(model, pool, options), rtol=1e-4, atol=1e-7)
 
 
 def test_an_embedding_that_does_more_than_look_up_is_refused(make_model, make_pool):

@@ -33,10 +33,10 @@ def queries(make_pool):
     return Queries(make_pool(3, 1, "q"), answers(BEFORE, 10), answers(AFTER, 20))
 
 
-def listed(found):
+def listed(actual):
     """Token, length and weight of every completion."""
     lines = []
-    for labels, weight in zip(found.pool.labels, found.weights, strict=True):
+    for labels, weight in zip(actual.pool.labels, actual.weights, strict=True):
         completion = labels[labels != IGNORED]
         lines.append((int(completion[0]), len(completion), pytest.approx(float(weight))))
     return lines
@@ -53,21 +53,21 @@ def listed(found):
     ],
 )
 def test_whose_completions_by_hand(queries, side, whose, expected):
-    found = flipped(queries, side, whose=whose)
-    assert listed(found) == expected
+    actual = flipped(queries, side, whose=whose)
+    assert listed(actual) == expected
     query = {"C": 0, "I": 1}[side]
-    assert found.ids == (f"q{query}",)
+    assert actual.ids == (f"q{query}",)
     prompt = queries.pool.prompt_ids(query).tolist()
-    assert all(ids[: len(prompt)].tolist() == prompt for ids in found.pool.input_ids)
+    assert all(ids[: len(prompt)].tolist() == prompt for ids in actual.pool.input_ids)
     summed = flipped(queries, side, whose=whose, decodes="sum")
     assert summed.weights.tolist() == [1.0 if first >= 20 else -1.0 for first, *_ in expected]
 
 
 def test_reference_answers_stand_in_for_right_ones(queries):
-    found = flipped(queries, "C", completion="reference")
+    actual = flipped(queries, "C", completion="reference")
     labels = queries.pool.labels[0]
-    assert found.pool.labels[0].tolist() == labels.tolist()
-    assert found.pool.ids == ("q0",)
+    assert actual.pool.labels[0].tolist() == labels.tolist()
+    assert actual.pool.ids == ("q0",)
     contrast = flipped(queries, "C", completion="reference", whose="contrast")
     assert contrast.weights.tolist() == [1.0, -0.5, -0.5]
     # I has no reference answer: its wrong ones stay the model's own.
@@ -97,19 +97,19 @@ def mixed(make_pool):
 
 def test_gradients_are_weighted_sums_by_autograd(make_model, autograd, mixed):
     model = make_model(exact=True)
-    found = mixed.gradients(model, OPTIONS)
-    expected = {name: torch.zeros_like(gradient) for name, gradient in found.items()}
+    actual = mixed.gradients(model, OPTIONS)
+    expected = {name: torch.zeros_like(gradient) for name, gradient in actual.items()}
     for j, (owner, weight) in enumerate(zip(mixed.owner, mixed.weights, strict=True)):
-        for name, gradient in autograd(model, mixed.pool, j, list(found)).items():
+        for name, gradient in autograd(model, mixed.pool, j, list(actual)).items():
             expected[name][owner] -= weight * gradient
-    for name in found:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)
+    for name in actual:
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-9, atol=1e-12)
         for aggregate, total in (("mean", expected[name].mean(0)), ("sum", expected[name].sum(0))):
             whole = mixed.direction(model, OPTIONS, aggregate)[name]
             torch.testing.assert_close(whole, total, rtol=1e-9, atol=1e-12)
     part = mixed.take([2, 0]).gradients(model, OPTIONS)
-    for name in found:
-        torch.testing.assert_close(part[name], found[name][[2, 0]], rtol=1e-9, atol=1e-12)
+    for name in actual:
+        torch.testing.assert_close(part[name], actual[name][[2, 0]], rtol=1e-9, atol=1e-12)
 
 
 def test_scores_are_linear_in_completions(make_model, make_pool, mixed):

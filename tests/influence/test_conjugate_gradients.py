@@ -35,15 +35,15 @@ def all_double(monkeypatch):
     monkeypatch.setattr(Qwen2RMSNorm, "forward", norm)
 
 
-def distance(found, expected):
+def distance(actual, expected):
     """Largest relative error of a column."""
-    return float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max())
+    return float(((actual - expected).norm(dim=1) / expected.norm(dim=1)).max())
 
 
 def rows_of(model, pool, options):
     """B [rows, all weights]: B^T B is the mean over examples of the loss's Fisher matrix."""
     layers = tracked_layers(model, options.layers, options.head)
-    found = []
+    actual = []
     for tokens, labels in zip(pool.input_ids, pool.labels, strict=True):
         ids = torch.from_numpy(tokens.astype(np.int64))[None]
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
@@ -63,8 +63,8 @@ def rows_of(model, pool, options):
             )
             joined = torch.cat([g if g.ndim == 3 else g[..., None] for g in grads], dim=2)
             parts.append(joined.flatten(1))
-        found.append(torch.cat(parts, dim=1) / np.sqrt(len(pool)))
-    return torch.cat(found)
+        actual.append(torch.cat(parts, dim=1) / np.sqrt(len(pool)))
+    return torch.cat(actual)
 
 
 def flat(gradients):
@@ -112,9 +112,9 @@ def test_products_equal_the_dense_fisher(
             layer.name: torch.randn(count, *layer.shape, generator=generator, dtype=torch.float64)
             for layer in tracked_layers(model, options.layers, options.head)
         }
-        found = flat(fisher_products(model, pool, directions, options))
+        actual = flat(fisher_products(model, pool, directions, options))
         expected = flat(directions) @ rows.T @ rows
-        assert distance(found, expected) < 1e-9
+        assert distance(actual, expected) < 1e-9
     assert all(p.grad is None for p in model.parameters())
 
 
@@ -123,8 +123,8 @@ def relabelled(model, pool, seed):
     labels = list(pool.labels)
     for batch in batches(pool, 1, device_of(model)):
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        found = sampled_labels(logits, batch, seed)
-        labels[batch.positions[0]] = found[0].numpy().astype(np.int32)
+        actual = sampled_labels(logits, batch, seed)
+        labels[batch.positions[0]] = actual[0].numpy().astype(np.int32)
     return dataclasses.replace(pool, labels=tuple(labels))
 
 
@@ -147,8 +147,8 @@ def test_drawn_products_are_those_of_gradients_under_drawn_labels(
         expected = flat(directions) @ rows.T @ rows
         for size in (1, 4):
             sized = dataclasses.replace(options, batch_size=size)
-            found = flat(fisher_products(model, pool, directions, sized))
-            assert distance(found, expected) < 1e-9
+            actual = flat(fisher_products(model, pool, directions, sized))
+            assert distance(actual, expected) < 1e-9
         turned = flat(fisher_products(model, pool.take(range(9)[::-1]), directions, options))
         assert distance(turned, expected) < 1e-9
 
@@ -186,8 +186,8 @@ def test_the_first_draw_is_the_fits_own_and_no_other_seed_shares_the_rest(
         for other, shape in curvature.shapes.items()
     }
     directions[name] = torch.outer(basis.outputs[:, -1], basis.inputs[:, -1])[None]
-    found = fisher_products(model, pool, directions, options)[name]
-    torch.testing.assert_close((found * directions[name]).sum(), basis.eigenvalues[-1, -1])
+    actual = fisher_products(model, pool, directions, options)[name]
+    torch.testing.assert_close((actual * directions[name]).sum(), basis.eigenvalues[-1, -1])
     assert draw_seed(3, 0) == 3
     assert len({draw_seed(seed, number) for seed in range(20) for number in range(20)}) == 400
 
@@ -218,8 +218,8 @@ def test_converged_solution_is_the_dense_one(make_model, make_pool, all_double, 
     curvature = fit(model, pool, options)
     gradients = query_gradients(model, queries, options)
     expected = dense_solution(model, pool, curvature, gradients)
-    found = flat(curvature.apply(gradients, model=model, pool=pool))
-    assert distance(found, expected) < 1e-6
+    actual = flat(curvature.apply(gradients, model=model, pool=pool))
+    assert distance(actual, expected) < 1e-6
     report = curvature.report()
     assert report["solves"] == report["converged"] == 3
     assert report["residual_max"] <= 1e-10
@@ -243,8 +243,8 @@ def test_softmax_regression(make_softmax, make_pairs):
     damping = 0.1 * curvature.parts["linear"].eigenvalues.mean()
     dense = hessian + damping * torch.eye(16, dtype=torch.float64)
     expected = torch.linalg.solve(dense, flat(gradients).T).T
-    found = flat(curvature.apply(gradients, model=model, pool=pool))
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    actual = flat(curvature.apply(gradients, model=model, pool=pool))
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["true", "empirical"])
@@ -259,8 +259,8 @@ def test_default_steps_come_closer_than_ekfac(make_model, make_pool, kind):
     refined = curvature.apply(gradients, model=model, pool=pool)
     rows, damping = rows_of(model, pool, options), damping_of(curvature)
 
-    def error(found):
-        rest = flat(found) - expected
+    def error(actual):
+        rest = flat(actual) - expected
         return (rest @ rows.T).square().sum(dim=1) + (rest.square() * damping).sum(dim=1)
 
     assert (error(refined) < 0.8 * error(plain)).all()
@@ -275,9 +275,9 @@ def test_the_preconditioner_saves_steps(make_model, make_pool):
 
     def product(directions, step):
         columns = flat(directions)
-        found = (columns @ rows.T) @ rows + columns * damping
+        actual = (columns @ rows.T) @ rows + columns * damping
         sizes = [out * width for out, width in curvature.shapes.values()]
-        parts = zip(curvature.shapes.items(), found.split(sizes, dim=1), strict=True)
+        parts = zip(curvature.shapes.items(), actual.split(sizes, dim=1), strict=True)
         return {name: part.reshape(-1, *shape) for (name, shape), part in parts}
 
     def identity(rest):
@@ -331,12 +331,12 @@ def test_stored_scored_and_refused(make_model, make_pool, tmp_path):
     loaded = Curvature.load(tmp_path)
     assert loaded.options == options
     gradients = query_gradients(model, queries, options)
-    found = curvature.apply(gradients, model=model, pool=pool)
+    actual = curvature.apply(gradients, model=model, pool=pool)
     for name, direction in loaded.apply(gradients, model=model, pool=pool).items():
-        assert torch.equal(found[name], direction)
+        assert torch.equal(actual[name], direction)
     single = {name: part[0] for name, part in gradients.items()}
     for name, direction in loaded.apply(single, model=model, pool=pool).items():
-        torch.testing.assert_close(direction, found[name][0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(direction, actual[name][0], rtol=1e-3, atol=1e-4)
     table = influence.influence_scores(model, pool, queries, None, curvature=loaded)
     report = table.attrs["curvature"]
     assert report["steps"] == 2

@@ -49,9 +49,9 @@ def test_a_fit_passes_over_what_is_counted(make_model, make_pool, kind, sampled,
     )
     length = len(one.input_ids[0])
     options = dataclasses.replace(OPTIONS, kind=kind, basis_sample=10)
-    found = fit_operations(model, pool, options)
-    assert found == 6 * length * (10 * sampled + 30 * whole)
-    assert found == 6 * length * passes(model, pool, options)
+    actual = fit_operations(model, pool, options)
+    assert actual == 6 * length * (10 * sampled + 30 * whole)
+    assert actual == 6 * length * passes(model, pool, options)
     fewer = dataclasses.replace(options, sample=20)
     assert fit_operations(model, pool, fewer) == 6 * length * (10 * sampled + 20 * whole)
     if kind != "projected":

@@ -52,8 +52,8 @@ def test_exact_damped_inverse_gauss_newton(make_softmax, make_pairs, autograd, b
     )
     exact = torch.linalg.solve(hessian + damping * torch.eye(size, dtype=hessian.dtype), wanted.T)
     curvature = fit(model, pool, EMPIRICAL)
-    found = curvature.apply(query_gradients(model, queries, EMPIRICAL))["linear"]
-    torch.testing.assert_close(found.flatten(1), exact.T, rtol=1e-8, atol=1e-10)
+    actual = curvature.apply(query_gradients(model, queries, EMPIRICAL))["linear"]
+    torch.testing.assert_close(actual.flatten(1), exact.T, rtol=1e-8, atol=1e-10)
 
     losses = torch.stack(
         [autograd(model, pool, d, ["linear"])["linear"].flatten() for d in range(len(pool))]
@@ -71,8 +71,8 @@ def test_true_fisher_converges_to_its_expectation(make_softmax, make_pairs):
     model = make_softmax(bias=np.log(probability))
     pool = make_pairs([(i % 4, 0) for i in range(4000)])  # the data's labels must not matter
     options = dataclasses.replace(EMPIRICAL, fisher="true", batch_size=1000)
-    found = factors(model, tracked_layers(model, "all"), pool, options)["linear"]
-    inputs, outputs = found.inputs, found.outputs
+    actual = factors(model, tracked_layers(model, "all"), pool, options)["linear"]
+    inputs, outputs = actual.inputs, actual.outputs
     expected = np.diag(probability) - np.outer(probability, probability)
     features = np.c_[model.features.weight.detach().numpy(), np.ones(4)]
     np.testing.assert_allclose(inputs, features.T @ features / 4, rtol=1e-12)
@@ -82,8 +82,8 @@ def test_true_fisher_converges_to_its_expectation(make_softmax, make_pairs):
     hessian = dense_hessian(model, pool)
     damped = hessian + 0.1 * hessian.trace() / 16 * torch.eye(16, dtype=torch.float64)
     exact = torch.linalg.solve(damped, gradient.flatten())
-    found = curvature.apply({"linear": gradient})["linear"].flatten()
-    assert float((found - exact).norm() / exact.norm()) < 0.1
+    actual = curvature.apply({"linear": gradient})["linear"].flatten()
+    assert float((actual - exact).norm() / exact.norm()) < 0.1
 
 
 def test_sampled_labels_follow_the_model_and_their_example(make_pool):
@@ -92,15 +92,15 @@ def test_sampled_labels_follow_the_model_and_their_example(make_pool):
     table = torch.randn(24, generator=generator)
 
     def draw(pool, size, seed):
-        found = {}
+        actual = {}
         for batch in batches(pool, size, torch.device("cpu")):
             logits = table.expand(*batch.input_ids.shape, 24)
             labels = sampled_labels(logits, batch, seed)
             assert torch.equal(labels != IGNORED, batch.labels != IGNORED)
-            found |= {
+            actual |= {
                 name: row[row >= 0].tolist() for name, row in zip(batch.ids, labels, strict=True)
             }
-        return found
+        return actual
 
     drawn = draw(pool, 7, seed=0)
     assert drawn == draw(pool, 40, seed=0)
@@ -120,7 +120,7 @@ def test_covariances_by_hand(make_model, make_pool, loss):
     loss-carrying positions only."""
     model, pool = make_model(dtype=torch.float64).eval(), make_pool(6)
     options = dataclasses.replace(EMPIRICAL, layers="attention+mlp", head=True, loss=loss)
-    found = factors(model, tracked_layers(model, head=True), pool, options)
+    actual = factors(model, tracked_layers(model, head=True), pool, options)
     for name in ("model.layers.0.self_attn.v_proj", "model.layers.1.mlp.down_proj", "lm_head"):
         module = model.get_submodule(name)
         inputs, deltas = [], []
@@ -148,8 +148,8 @@ def test_covariances_by_hand(make_model, make_pool, loss):
         a, s = torch.cat(inputs), torch.cat(deltas)
         if module.bias is not None:
             a = torch.cat([a, torch.ones(len(a), 1, dtype=a.dtype)], dim=1)
-        torch.testing.assert_close(found[name].inputs, a.T @ a / len(a), rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(found[name].outputs, s.T @ s / len(s), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(actual[name].inputs, a.T @ a / len(a), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(actual[name].outputs, s.T @ s / len(s), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -232,8 +232,8 @@ def test_eigenvectors_diagonalise_a_covariance_in_any_precision(dtype, scale):
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.normal(size=(12, 12)))[0]
     matrix = torch.from_numpy(scale * basis * np.geomspace(1e-3, 1, 12) @ basis.T)
-    found = decomposed([(matrix, dtype), (matrix, dtype)])
-    (vectors,) = found.values()
+    actual = decomposed([(matrix, dtype), (matrix, dtype)])
+    (vectors,) = actual.values()
     assert vectors.dtype == dtype
     # Ascending eigenvalues with one vector each: known up to its sign.
     cosines = (torch.from_numpy(basis).T @ vectors.double()).abs()

@@ -180,8 +180,8 @@ def test_bad_input_has_exit_code_2(files, change, message, monkeypatch, capsys):
     ],
 )
 def test_the_plain_attention_kernel_only_where_it_is_needed(files, device, more, plain):
-    found = from_files._attention(request(files, **more), device)
-    assert found == ({"attn_implementation": "eager"} if plain else {})
+    actual = from_files._attention(request(files, **more), device)
+    assert actual == ({"attn_implementation": "eager"} if plain else {})
 
 
 def test_rows_by_hand():
@@ -200,8 +200,8 @@ def test_files_give_what_rows_give(tmp_path):
     lines.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     pd.DataFrame(ROWS).to_parquet(table)
     for path in (lines, str(table)):
-        found = influence.examples(path, tokenizer(), template="{prompt}", **COLUMNS)
-        assert found.fingerprint == wanted.fingerprint
+        actual = influence.examples(path, tokenizer(), template="{prompt}", **COLUMNS)
+        assert actual.fingerprint == wanted.fingerprint
 
 
 def test_bad_rows_are_named(tmp_path):

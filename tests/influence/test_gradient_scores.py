@@ -35,10 +35,10 @@ def gradient(model, pool, position, reduction="mean"):
     """Name -> gradient of one example's loss, by autograd."""
     parameters = dict(model.named_parameters())
     names = names_of(model)
-    found = torch.autograd.grad(
+    actual = torch.autograd.grad(
         loss_of(model, pool, position, reduction), [parameters[name] for name in names]
     )
-    return dict(zip(names, found, strict=True))
+    return dict(zip(names, actual, strict=True))
 
 
 def mean_gradient(model, queries):
@@ -93,18 +93,18 @@ def checkpoints(run):
     )
 
 
-def adam_update(model, state, found):
-    """What torch's AdamW does with gradients `found` at rate 1: old weights minus new ones."""
+def adam_update(model, state, gradients):
+    """What torch's AdamW does with gradients `gradients` at rate 1: old weights minus new ones."""
     model = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters())
     optimizer.load_state_dict(copy.deepcopy(state))
     optimizer.param_groups[0] |= {"lr": 1.0, "weight_decay": 0.0}
     parameters = dict(model.named_parameters())
-    before = {name: parameters[name].detach().clone() for name in found}
-    for name, value in found.items():
+    before = {name: parameters[name].detach().clone() for name in gradients}
+    for name, value in gradients.items():
         parameters[name].grad = value
     optimizer.step()
-    return {name: before[name] - parameters[name].detach() for name in found}
+    return {name: before[name] - parameters[name].detach() for name in gradients}
 
 
 @pytest.mark.parametrize("loss", ["mean", "sum"])
@@ -115,8 +115,8 @@ def test_tracin_is_the_weighted_sum_of_dot_products(run, checkpoints, make_pool,
         direction = mean_gradient(model, queries)
         expected += [rate * dot(gradient(model, pool, d, loss), direction) for d in range(9)]
     options = CurvatureOptions(kind="identity", batch_size=4, loss=loss)
-    found = influence.tracin_scores(checkpoints, pool, queries, options)
-    np.testing.assert_allclose(found, expected, **CLOSE)
+    actual = influence.tracin_scores(checkpoints, pool, queries, options)
+    np.testing.assert_allclose(actual, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("block", [1, 1 << 25])
@@ -131,9 +131,9 @@ def test_less_is_the_cosine_of_the_step_that_adamw_takes(
         for d in range(7):
             update = adam_update(model, state, gradient(model, pool, d))
             expected[d] += rate * cosine(update, direction)
-    found = influence.less_scores(checkpoints, pool, queries, OPTIONS)
-    np.testing.assert_allclose(found, expected, **CLOSE)
-    assert np.ptp(found) > 1e-3 * np.abs(found).max()  # not all the optimizer's momentum
+    actual = influence.less_scores(checkpoints, pool, queries, OPTIONS)
+    np.testing.assert_allclose(actual, expected, **CLOSE)
+    assert np.ptp(actual) > 1e-3 * np.abs(actual).max()  # not all the optimizer's momentum
 
 
 def test_gradcos_is_the_cosine_of_gradients_whatever_their_length(make_model, make_pool):
@@ -141,19 +141,19 @@ def test_gradcos_is_the_cosine_of_gradients_whatever_their_length(make_model, ma
     pool, queries = make_pool(9, seed=1), make_pool(3, seed=2, prefix="q")
     direction = mean_gradient(model, queries)
     expected = [cosine(gradient(model, pool, d), direction) for d in range(9)]
-    found = influence.cosine_scores(model, pool, queries, OPTIONS)
-    np.testing.assert_allclose(found, expected, **CLOSE)
+    actual = influence.cosine_scores(model, pool, queries, OPTIONS)
+    np.testing.assert_allclose(actual, expected, **CLOSE)
     summed = CurvatureOptions(kind="identity", loss="sum")
     np.testing.assert_allclose(
-        influence.cosine_scores(model, pool, queries, summed), found, **CLOSE
+        influence.cosine_scores(model, pool, queries, summed), actual, **CLOSE
     )
 
 
 def test_a_query_is_nearest_to_itself(make_model, make_pool):
     model, pool = make_model(dtype=torch.float64), make_pool(9, seed=1)
-    found = influence.cosine_scores(model, pool, pool.take([5]), OPTIONS)
-    assert found.argmax() == 5
-    assert found[5] == pytest.approx(1.0)
+    actual = influence.cosine_scores(model, pool, pool.take([5]), OPTIONS)
+    assert actual.argmax() == 5
+    assert actual[5] == pytest.approx(1.0)
 
 
 def test_examples_without_a_gradient_have_cosine_0_and_queries_are_refused(
@@ -163,9 +163,9 @@ def test_examples_without_a_gradient_have_cosine_0_and_queries_are_refused(
     model = make_softmax(bias=[5000.0, 0.0, 0.0, 0.0])
     options = CurvatureOptions(kind="identity", layers="all")
     pool = make_pairs([(1, 0), (1, 2)])
-    found = influence.cosine_scores(model, pool, make_pairs([(1, 2)]), options)
-    assert found[0] == 0
-    assert found[1] == pytest.approx(1.0)
+    actual = influence.cosine_scores(model, pool, make_pairs([(1, 2)]), options)
+    assert actual[0] == 0
+    assert actual[1] == pytest.approx(1.0)
     with pytest.raises(ValueError, match="query gradient has length 0"):
         influence.cosine_scores(model, pool, make_pairs([(1, 0)]), options)
 
@@ -174,8 +174,8 @@ def test_self_influence_under_the_identity_is_the_squared_length(make_model, mak
     model, pool = make_model(dtype=torch.float64), make_pool(9, seed=1)
     curvature = influence.fit(model, pool, OPTIONS)
     rows = [gradient(model, pool, d) for d in range(9)]
-    found = influence.self_influence(model, curvature, pool)
-    np.testing.assert_allclose(found, [dot(row, row) for row in rows], **CLOSE)
+    actual = influence.self_influence(model, curvature, pool)
+    np.testing.assert_allclose(actual, [dot(row, row) for row in rows], **CLOSE)
 
 
 def test_self_influence_under_ekfac_is_the_dense_quadratic_form(
@@ -196,8 +196,8 @@ def test_self_influence_under_ekfac_is_the_dense_quadratic_form(
             dense = (rotation * values) @ rotation.T + 0.3 * values.mean() * np.eye(len(values))
             g = matrix.detach().numpy().ravel()
             expected[d] += g @ np.linalg.solve(dense, g)
-    found = influence.self_influence(model, curvature, pool)
-    np.testing.assert_allclose(found, expected, **CLOSE)
+    actual = influence.self_influence(model, curvature, pool)
+    np.testing.assert_allclose(actual, expected, **CLOSE)
 
 
 def test_a_wrong_label_has_the_highest_self_influence(make_softmax, make_pairs):

@@ -32,11 +32,11 @@ def test_example_gradients_are_those_of_autograd(make_model, make_pool, autograd
     """Biases, grouped queries, the tied head with its embedding, padded batches."""
     model, pool = make_model(tied=tied, exact=True), make_pool(12)
     options = dataclasses.replace(IDENTITY, head=True, loss=loss)
-    found = example_gradients(model, pool, options)
+    actual = example_gradients(model, pool, options)
     for position in range(len(pool)):
         expected = autograd(model, pool, position, names(model, options), loss)
         for name, gradient in expected.items():
-            torch.testing.assert_close(found[name][position], gradient, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(actual[name][position], gradient, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -90,21 +90,21 @@ def test_a_training_step_on_an_example_moves_the_query_as_predicted(make_model, 
             2, batch.labels[:, 1:].clamp(min=0).unsqueeze(2)
         )
         mask = batch.labels[:, 1:] != IGNORED
-        found = np.empty(len(queries))
-        found[batch.positions] = (chosen.squeeze(2) * mask).sum(1) / mask.sum(1)
-        return found
+        actual = np.empty(len(queries))
+        actual[batch.positions] = (chosen.squeeze(2) * mask).sum(1) / mask.sum(1)
+        return actual
 
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for position in range(len(pool)):
-        found = []
+        actual = []
         for step in (rate, -rate):
             with torch.no_grad():
                 for layer in tracked_layers(model):
                     for name, slope in layer.split(gradients[layer.name][position]).items():
                         model.get_parameter(name).sub_(step * slope)
-            found.append(log_probabilities())
+            actual.append(log_probabilities())
             model.load_state_dict(state)
-        gain = (found[0] - found[1]) / (2 * rate)
+        gain = (actual[0] - actual[1]) / (2 * rate)
         np.testing.assert_allclose(gain, influence[position], rtol=0.02, atol=0.02)
 
 
@@ -115,8 +115,8 @@ def test_padding_and_batch_size_do_not_count(make_model, make_pool):
     for options in (IDENTITY, together):
         for function in (example_gradients, query_gradients):
             for name, gradient in function(model, pool, alone).items():
-                found = function(model, pool, options)[name]
-                torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6)
+                actual = function(model, pool, options)[name]
+                torch.testing.assert_close(actual, gradient, rtol=1e-4, atol=1e-6)
     curves = [fit(model, pool, options) for options in (alone, together)]
     one, all_ = (per_query_scores(model, curve, pool, queries) for curve in curves)
     np.testing.assert_allclose(one, all_, rtol=1e-3, atol=1e-5)
@@ -126,9 +126,9 @@ def test_frozen_weights_give_the_same(make_model, make_pool):
     model, pool = make_model(), make_pool(5)
     options = dataclasses.replace(IDENTITY, head=True)
     expected = example_gradients(model, pool, options)
-    found = example_gradients(model.requires_grad_(False), pool, options)
+    actual = example_gradients(model.requires_grad_(False), pool, options)
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient)
+        torch.testing.assert_close(actual[name], gradient)
 
 
 def test_nothing_is_left_behind(make_model, make_pool):
@@ -162,5 +162,5 @@ def test_blocks_bound_memory_without_changing_anything(make_model, make_pool, mo
     expected = per_query_scores(model, curvature, pool, queries)
     monkeypatch.setitem(BLOCK_ELEMENTS, "cpu", 1)
     monkeypatch.setattr("harness.influence.query_influence.QUERY_ELEMENTS", 30_000)
-    found = per_query_scores(model, curvature, pool, queries)
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    actual = per_query_scores(model, curvature, pool, queries)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-3)

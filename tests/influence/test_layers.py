@@ -17,8 +17,8 @@ MLP = ["gate_proj", "up_proj", "down_proj"]
     [("attention+mlp", ATTENTION + MLP), ("attention", ATTENTION), ("mlp", MLP)],
 )
 def test_tracked_parts(make_model, layers, expected):
-    found = tracked_layers(make_model(), layers)
-    assert [layer.name.split(".")[-1] for layer in found] == expected * 2
+    actual = tracked_layers(make_model(), layers)
+    assert [layer.name.split(".")[-1] for layer in actual] == expected * 2
 
 
 def test_head_is_an_option_and_knows_its_embedding(make_model):

@@ -62,8 +62,8 @@ def rows(autograd):
 
     def stack(model, pool, names, reduction="mean"):
         model = model.eval()
-        found = [autograd(model, pool, i, names, reduction) for i in range(len(pool))]
-        return torch.stack([torch.cat([row[name].flatten() for name in names]) for row in found])
+        actual = [autograd(model, pool, i, names, reduction) for i in range(len(pool))]
+        return torch.stack([torch.cat([row[name].flatten() for name in names]) for row in actual])
 
     return stack
 
@@ -87,10 +87,10 @@ def flat(gradients):
     ],
 )
 def test_only_adapters_are_tracked(make_lora, inject, layers, expected):
-    found = [
+    actual = [
         layer.name.split(".")[-3:] for layer in tracked_layers(make_lora(inject=inject), layers)
     ]
-    assert found == [
+    assert actual == [
         [name, part, "default"] for name in expected * 2 for part in ("lora_A", "lora_B")
     ]
 
@@ -128,8 +128,8 @@ def test_adapters_stand_on_whatever_carries_them(make_pool, rows):
         model = get_peft_model(base, LoraConfig(r=2, lora_bias=True, **settings)).double()
         fill(model)
     pool = make_pool(5)
-    found = flat(influence.example_gradients(model, pool, IDENTITY))
-    torch.testing.assert_close(found, rows(model, pool, names(model)), **CLOSE)
+    actual = flat(influence.example_gradients(model, pool, IDENTITY))
+    torch.testing.assert_close(actual, rows(model, pool, names(model)), **CLOSE)
     shapes = {layer.name.split(".")[-2]: layer.shape for layer in tracked_layers(model, "mlp")}
     assert shapes == {"lora_A": (2, 16), "lora_B": (64, 3)}
 
@@ -159,8 +159,8 @@ def test_all_ways_to_a_score_agree_with_autograd(make_lora, make_pool, rows, inj
     torch.testing.assert_close(flat(gradients), wanted, rtol=1e-3, atol=2e-5)
     expected = (-losses @ wanted.T).numpy()
     scale = np.abs(expected).max()
-    for method, found in scores.items():
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * scale, err_msg=method)
+    for method, actual in scores.items():
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * scale, err_msg=method)
     np.testing.assert_allclose(one, expected[:, :1], rtol=0, atol=1e-5 * scale)
 
 
@@ -171,15 +171,15 @@ def test_every_kind_fits(make_lora, make_pool, tmp_path, kind):
     curvature = influence.fit(model, pool, options)
     assert list(curvature.shapes) == names(model)
     table = influence.influence_scores(model, pool, queries, None, curvature=curvature)
-    found = influence.per_query_scores(model, curvature, pool, queries)
-    np.testing.assert_allclose(table["s_C"], found.mean(axis=1), rtol=1e-4, atol=1e-6)
+    actual = influence.per_query_scores(model, curvature, pool, queries)
+    np.testing.assert_allclose(table["s_C"], actual.mean(axis=1), rtol=1e-4, atol=1e-6)
     own = influence.self_influence(model, curvature, pool)
     solved = flat(curvature.apply(influence.example_gradients(model, pool, options)))
     losses = flat(influence.example_gradients(model, pool, options))
     np.testing.assert_allclose(own, (losses * solved).sum(dim=1).numpy(), rtol=1e-6)
     curvature.save(tmp_path)
     again = influence.per_query_scores(model, influence.Curvature.load(tmp_path), pool, queries)
-    np.testing.assert_allclose(again, found)
+    np.testing.assert_allclose(again, actual)
 
 
 def test_adapters_that_read_one_input_share_what_is_made_of_it(make_lora, make_pool):
@@ -187,8 +187,8 @@ def test_adapters_that_read_one_input_share_what_is_made_of_it(make_lora, make_p
     model = make_lora().eval()
     (batch,) = batches(make_pool(4), 4, torch.device("cpu"))
     layers = tracked_layers(model)
-    found = traces(model, layers, batch, "mean")
-    sources = {name: trace.source for name, trace in found.items()}
+    actual = traces(model, layers, batch, "mean")
+    sources = {name: trace.source for name, trace in actual.items()}
     for read, source in (("k_proj", "q_proj"), ("v_proj", "q_proj"), ("up_proj", "gate_proj")):
         for name in sources:
             if name.endswith(f"{read}.lora_A.default"):
@@ -236,17 +236,17 @@ def test_adapters_in_single_precision_on_a_base_in_16_bits(make_model, make_pool
     assert float(alike.min()) > 0.99
     model = model.bfloat16()
     single = {name: gradient[:1] for name, gradient in gradients.items()}
-    found = influence.directional_scores(model, pool, single, IDENTITY, method="forward")
+    actual = influence.directional_scores(model, pool, single, IDENTITY, method="forward")
     np.testing.assert_allclose(
-        found[:, 0], -(exact @ exact[0]).numpy(), rtol=0.1, atol=1e-2 * float(exact[0] @ exact[0])
+        actual[:, 0], -(exact @ exact[0]).numpy(), rtol=0.1, atol=1e-2 * float(exact[0] @ exact[0])
     )
 
 
-def test_merged_and_switched_off_adapters_are_refused(make_lora):
+def test_merged_and_disabled_adapters_are_refused(make_lora):
     model = make_lora()
     with (
         model.disable_adapter(),
-        pytest.raises(ValueError, match=r"q_proj' has its adapters switched off"),
+        pytest.raises(ValueError, match=r"q_proj' has its adapters disabled"),
     ):
         tracked_layers(model)
     model.merge_adapter()

@@ -27,9 +27,9 @@ def llama_norm(width=12, epsilon=1e-3, dtype=torch.float32):
     return norm.to(dtype)
 
 
-def close(found, expected):
+def close(actual, expected):
     atol = 2e-6 * float(expected.abs().max())
-    torch.testing.assert_close(found.double(), expected.double(), rtol=1e-5, atol=atol)
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=1e-5, atol=atol)
 
 
 def is_fused(module):
@@ -49,10 +49,10 @@ def test_gradients_are_those_of_autograd(scale):
     x = inputs.float().requires_grad_()
     with fused_norms(norm):
         assert is_fused(norm)
-        found = norm(x)
-    slopes = torch.autograd.grad(found, x, gradient.float())[0]
+        actual = norm(x)
+    slopes = torch.autograd.grad(actual, x, gradient.float())[0]
     wanted = torch.autograd.grad(expected, exact, gradient)[0]
-    close(found.detach(), expected.detach())
+    close(actual.detach(), expected.detach())
     close(slopes, wanted)
     assert not is_fused(norm)
 
@@ -92,7 +92,7 @@ def test_a_whole_model_runs_by_it(make_model):
     model = make_model()
     ids = torch.arange(14).view(2, 7) % 24
     embeddings = model.get_input_embeddings()(ids).detach()
-    found = []
+    actual = []
     for fused in (False, True):
         x = embeddings.clone().requires_grad_()
         if fused:
@@ -103,7 +103,7 @@ def test_a_whole_model_runs_by_it(make_model):
                 loss = model(inputs_embeds=x, use_cache=False).logits.square().sum()
         else:
             loss = model(inputs_embeds=x, use_cache=False).logits.square().sum()
-        found.append(torch.autograd.grad(loss, x)[0])
+        actual.append(torch.autograd.grad(loss, x)[0])
     torch.testing.assert_close(
-        found[1], found[0], rtol=1e-4, atol=1e-4 * float(found[0].abs().max())
+        actual[1], actual[0], rtol=1e-4, atol=1e-4 * float(actual[0].abs().max())
     )

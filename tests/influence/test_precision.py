@@ -70,5 +70,5 @@ def test_factors_in_single_precision(rounded, make_pool, fisher):
     )
     for name, factor in double.items():
         for side in ("inputs", "outputs"):
-            expected, found = getattr(factor, side), getattr(single[name], side)
-            assert float((found - expected).norm() / expected.norm()) < 1e-5
+            expected, actual = getattr(factor, side), getattr(single[name], side)
+            assert float((actual - expected).norm() / expected.norm()) < 1e-5

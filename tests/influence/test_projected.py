@@ -21,7 +21,7 @@ def test_equals_dense_linear_algebra(make_model, make_pool, autograd, options):
     names = [layer.name for layer in layers]
     losses = [autograd(model, pool, d, names, options.loss) for d in range(12)]
     gradients = query_gradients(model, queries, options)
-    found = curvature.apply(gradients)
+    actual = curvature.apply(gradients)
     for layer in layers:
         inputs, outputs = projections(layer, options)
         kron = torch.kron(outputs, inputs)  # vec by rows: (P_S x P_A) vec(G) = vec(P_S G P_A^T)
@@ -32,7 +32,7 @@ def test_equals_dense_linear_algebra(make_model, make_pool, autograd, options):
         damped = fisher + 0.1 * torch.linalg.eigvalsh(fisher).mean() * torch.eye(25)
         right = gradients[layer.name].flatten(1) @ kron.T
         expected = torch.linalg.solve(damped, right.T).T @ kron
-        error = (found[layer.name].flatten(1) - expected).norm() / expected.norm()
+        error = (actual[layer.name].flatten(1) - expected).norm() / expected.norm()
         assert error < 1e-6  # norms of the model are in single precision
 
 
@@ -48,8 +48,8 @@ def test_full_rank_is_the_exact_block(make_softmax, make_pairs, autograd):
     fisher = rows.T @ rows / len(pool)
     damped = fisher + 0.1 * fisher.trace() / 16 * torch.eye(16, dtype=torch.float64)
     expected = torch.linalg.solve(damped, gradients["linear"].flatten(1).T).T
-    found = curvature.apply(gradients)["linear"].flatten(1)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    actual = curvature.apply(gradients)["linear"].flatten(1)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_true_fisher_groups_and_seeds(make_model, make_pool):

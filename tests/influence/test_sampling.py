@@ -47,9 +47,9 @@ def test_figures_by_brute_force(make_model, make_pool, autograd, monkeypatch, sa
     model, pool = make_model(dtype=torch.float64), make_pool(30)
     basis = 8 if against == "basis" else None
     options = dataclasses.replace(OPTIONS, sample=sample, basis_sample=basis)
-    found = sampling_error(model, pool, options)
-    assert found is not None
-    assert found.against == against
+    actual = sampling_error(model, pool, options)
+    assert actual is not None
+    assert actual.against == against
     if against == "sample":
         taken = set(fitted_on(pool, options).ids)
         rest = pool.take([i for i, name in enumerate(pool.ids) if name not in taken])
@@ -64,11 +64,11 @@ def test_figures_by_brute_force(make_model, make_pool, autograd, monkeypatch, sa
     two = kind.fit(model, other, OPTIONS)
     probes, scored = drawn(pool, 4, 2), drawn(pool, 20, 3)
     spearman, cosine = brute_force(model, (one, two), probes, scored, autograd)
-    assert found.spearman == pytest.approx(spearman, abs=1e-9)
-    assert found.cosine == pytest.approx(cosine, abs=1e-6)
-    assert 0 < found.cosine < 1
-    assert (found.examples, found.reference_examples) == (sample or 30, len(other))
-    assert (found.probes, found.scored) == (4, 20)
+    assert actual.spearman == pytest.approx(spearman, abs=1e-9)
+    assert actual.cosine == pytest.approx(cosine, abs=1e-6)
+    assert 0 < actual.cosine < 1
+    assert (actual.examples, actual.reference_examples) == (sample or 30, len(other))
+    assert (actual.probes, actual.scored) == (4, 20)
 
 
 def test_larger_samples_agree_better(make_model, make_pool):

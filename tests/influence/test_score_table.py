@@ -39,8 +39,8 @@ def test_identity_is_the_dot_product_of_autograd_gradients(make_model, make_pool
     names = list(curvature.shapes)
 
     def flat(examples, position):
-        found = autograd(model, examples, position, names)
-        return torch.cat([found[name].flatten() for name in names]).double()
+        actual = autograd(model, examples, position, names)
+        return torch.cat([actual[name].flatten() for name in names]).double()
 
     wanted = np.array([[float(flat(pool, d) @ flat(queries, v)) for v in (0, 1)] for d in range(6)])
     table = influence.scores(model, curvature, pool, queries, aggregate=None)
@@ -115,9 +115,9 @@ def test_an_interrupted_run_continues(parts, tmp_path, monkeypatch, aggregate):
     with monkeypatch.context() as patch:
         seen = spied(patch)
         monkeypatch.setattr(module, "query_gradients", None)  # not even directions are needed
-        found = influence.scores(*parts, **more)
+        actual = influence.scores(*parts, **more)
         assert seen == []
-    assert found.to_numpy().tobytes() == whole.to_numpy().tobytes()
+    assert actual.to_numpy().tobytes() == whole.to_numpy().tobytes()
 
 
 def test_shards_of_something_else_are_replaced(parts, make_pool, tmp_path):
@@ -126,9 +126,9 @@ def test_shards_of_something_else_are_replaced(parts, make_pool, tmp_path):
     influence.scores(*parts, **more)
     others = make_pool(3, 9, "q")
     with pytest.warns(UserWarning, match=r"that differ in queries; starting anew"):
-        found = influence.scores(model, curvature, pool, others, **more)
+        actual = influence.scores(model, curvature, pool, others, **more)
     wanted = influence.scores(model, curvature, pool, others)
-    assert found.to_numpy().tobytes() == wanted.to_numpy().tobytes()
+    assert actual.to_numpy().tobytes() == wanted.to_numpy().tobytes()
     with torch.no_grad():
         next(p for p in model.parameters() if p.ndim == 2)[3, 3] += 0.01
     with pytest.warns(UserWarning, match=r"that differ in weights; starting anew"):
@@ -170,9 +170,9 @@ def test_a_model_with_a_fused_kernel(make_model, make_pool, parts):
     eager, curvature, pool, queries = parts
     fused = make_model(kernel="sdpa")
     wanted = influence.scores(eager, curvature, pool, queries)["score"]
-    found = influence.scores(fused, curvature, pool, queries)
-    assert found.attrs["method"] == "ghost"
-    np.testing.assert_allclose(found["score"], wanted, rtol=1e-3, atol=1e-5)
+    actual = influence.scores(fused, curvature, pool, queries)
+    assert actual.attrs["method"] == "ghost"
+    np.testing.assert_allclose(actual["score"], wanted, rtol=1e-3, atol=1e-5)
     with pytest.raises(ValueError, match=r"attention kernel is 'sdpa'; expected 'eager'"):
         influence.scores(fused, curvature, pool, queries, method="forward")
 

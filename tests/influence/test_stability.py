@@ -28,14 +28,14 @@ def test_tables_by_hand():
 
 def test_two_queries_four_examples_by_hand():
     """Draws are 11, 12, 21 and 22, equally likely: {d, c}, {b, a}, {b, a} and {a, b}."""
-    found = set_stability(IDS, {"C": BY_HAND}, top(2), rng=np.random.default_rng(0))
-    assert found.jaccard == pytest.approx(0.75, abs=0.05)
-    assert (found.low, found.high) == (0.0, 1.0)
-    np.testing.assert_allclose(found.kept, [0.75, 0.75, 0.25, 0.25], atol=0.05)
-    assert found.kept.sum() == pytest.approx(2.0)
+    actual = set_stability(IDS, {"C": BY_HAND}, top(2), rng=np.random.default_rng(0))
+    assert actual.jaccard == pytest.approx(0.75, abs=0.05)
+    assert (actual.low, actual.high) == (0.0, 1.0)
+    np.testing.assert_allclose(actual.kept, [0.75, 0.75, 0.25, 0.25], atol=0.05)
+    assert actual.kept.sum() == pytest.approx(2.0)
     # Two of four at random: overlap 0, 1, 2 with chances 1/6, 4/6, 1/6.
-    assert found.expected == pytest.approx(4 / 6 / 3 + 1 / 6)
-    assert found.replicates == 1000
+    assert actual.expected == pytest.approx(4 / 6 / 3 + 1 / 6)
+    assert actual.replicates == 1000
 
 
 def test_equal_queries_choose_the_same():
@@ -43,9 +43,9 @@ def test_equal_queries_choose_the_same():
     columns = {"C": np.repeat(values, 5, axis=1), "I": np.repeat(values, 3, axis=1)}
     ids = [f"e{i}" for i in range(30)]
     rng = np.random.default_rng(2)
-    found = set_stability(ids, columns, top(11), rng=rng, replicates=50)
-    assert (found.jaccard, found.low, found.high) == (1.0, 1.0, 1.0)
-    assert sorted(found.kept.tolist()) == [0.0] * 19 + [1.0] * 11
+    actual = set_stability(ids, columns, top(11), rng=rng, replicates=50)
+    assert (actual.jaccard, actual.low, actual.high) == (1.0, 1.0, 1.0)
+    assert sorted(actual.kept.tolist()) == [0.0] * 19 + [1.0] * 11
     orders = order_stability(
         ids, columns, lambda t: np.argsort(t["s_C"], kind="stable"), rng=rng, replicates=50
     )
@@ -84,7 +84,7 @@ def test_every_size_at_once_equals_one_size_at_a_time():
     def order(table):
         return np.argsort(-table["s_I"], kind="stable")
 
-    found = order_stability(ids, columns, order, rng=np.random.default_rng(5), replicates=40)
+    actual = order_stability(ids, columns, order, rng=np.random.default_rng(5), replicates=40)
     for k in range(1, 13):
         single = set_stability(
             ids,
@@ -93,20 +93,20 @@ def test_every_size_at_once_equals_one_size_at_a_time():
             rng=np.random.default_rng(5),
             replicates=40,
         )
-        at = {name: values[k - 1] for name, values in found.budgets.items()}
+        at = {name: values[k - 1] for name, values in actual.budgets.items()}
         assert at["kept"] == k
         assert at["jaccard"] == pytest.approx(single.jaccard, abs=1e-6)
         assert (at["low"], at["high"]) == pytest.approx((single.low, single.high), abs=1e-6)
         assert at["random"] == pytest.approx(single.expected)
-    assert (found.place_low <= found.place_high).all()
+    assert (actual.place_low <= actual.place_high).all()
 
 
 def test_blocks_of_replicates_change_nothing(monkeypatch):
     columns = {"C": np.random.default_rng(6).normal(size=(7, 9))}
 
     def tables():
-        found = replicated("abcdefg", columns, np.random.default_rng(7), 10)
-        return np.stack([table["s_C"] for table in found])
+        actual = replicated("abcdefg", columns, np.random.default_rng(7), 10)
+        return np.stack([table["s_C"] for table in actual])
 
     whole_at_once = tables()
     monkeypatch.setattr("harness.influence.stability.BLOCK_ELEMENTS", 21)
