@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.data import testbed
 from harness.evaluation.engine import Engine, EnginePool
 from harness.evaluation.environment import vllm_build
 from harness.evaluation.settings import (
@@ -32,23 +31,21 @@ PROMPTS = [[5 + n, 9, 12 + n % 7, 6] for n in range(12)]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    spec = testbed.BaseSpec(layers=2, hidden=64, heads=2, steps=12, batch=32, threads=1)
-    testbed.train_base(spec, folder, lambda iterable, *_, **__: iterable)
-    return folder
+def base(checkpoint) -> Path:
+    return checkpoint
 
 
-def changed(base: Path, folder: Path, seed: int, only: str = "") -> Path:
+@pytest.fixture(scope="module")
+def other(base, tmp_path_factory) -> Path:
     """Another checkpoint of the same architecture."""
     from safetensors.torch import load_file, save_file
 
+    folder = tmp_path_factory.mktemp("changed") / "other"
     shutil.copytree(base, folder)
     tensors = load_file(folder / "model.safetensors")
-    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(1)
     for name, tensor in tensors.items():
-        if only in name:
-            tensors[name] = tensor + 0.2 * torch.randn_like(tensor)
+        tensors[name] = tensor + 0.2 * torch.randn(tensor.shape, generator=generator)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 
@@ -57,14 +54,19 @@ def answers(engine: Engine):
     return [completion.ids for [completion] in engine.generate(PROMPTS, GREEDY)]
 
 
-def fresh(folder: Path, settings: Settings = SETTINGS):
-    with Engine(folder, settings) as engine:
+def fresh(folder: Path):
+    """The answers of an engine of the checkpoint's own."""
+    with Engine(folder, SETTINGS) as engine:
         return answers(engine)
 
 
+@pytest.fixture(scope="module")
+def others_answers(other):
+    return fresh(other)
+
+
 @needs_vllm
-def test_on_a_cpu_every_checkpoint_gets_an_engine_of_its_own(base, tmp_path) -> None:
-    other = changed(base, tmp_path / "other", 1)
+def test_on_a_cpu_every_checkpoint_gets_an_engine_of_its_own(base, other, others_answers) -> None:
     pool = EnginePool()
     first = pool.engine(base, SETTINGS)
     assert first.weights == file_digest(base / "model.safetensors")
@@ -78,19 +80,18 @@ def test_on_a_cpu_every_checkpoint_gets_an_engine_of_its_own(base, tmp_path) -> 
     second = pool.engine(other, SETTINGS)
     assert pool.started == 2
     assert second.weights == file_digest(other / "model.safetensors")
-    assert answers(second) == fresh(other) != known
+    assert answers(second) == others_answers != known
     pool.close()
 
 
 @needs_vllm
-def test_a_swap_that_is_not_whole_is_noticed(base, tmp_path, capsys) -> None:
+def test_a_swap_that_is_not_whole_is_noticed(base, other, others_answers, capsys) -> None:
     """vLLM's CPU build reloads some weights and not others, and says nothing."""
-    other = changed(base, tmp_path / "other", 2)
     with Engine(base, SETTINGS) as engine:
         with pytest.raises(StaleWeightsError, match="cannot be compared with a file"):
             engine.swap(other)
         assert engine.weights == ""
-        assert answers(engine) != fresh(other)
+        assert answers(engine) != others_answers
 
     class OnGpu(Engine):
         """Says that it is on a GPU, where the host tries to swap."""
@@ -105,7 +106,7 @@ def test_a_swap_that_is_not_whole_is_noticed(base, tmp_path, capsys) -> None:
     second = pool.engine(other, on_gpu)
     assert pool.started == 2
     assert "weights are not swapped in place (StaleWeightsError" in capsys.readouterr().err
-    assert answers(second) == fresh(other)
+    assert answers(second) == others_answers
     pool.engine(base, on_gpu)
     assert pool.started == 3
     assert "not swapped" not in capsys.readouterr().err  # said once

@@ -34,19 +34,6 @@ GREEDY = Decoding(max_tokens=64)
 LENGTH = 160
 
 
-def _plain(iterable, description="", total=None):
-    return iterable
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """A model that writes chains and ends them, often wrongly."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    spec = testbed.BaseSpec(layers=2, hidden=64, heads=2, steps=60, batch=32, threads=1)
-    testbed.train_base(spec, folder, _plain)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> list[Task]:
     folder = tmp_path_factory.mktemp("items")
