@@ -87,11 +87,6 @@ def test_the_six_are_found_and_listing_imports_nothing() -> None:
     assert six <= set(done.stdout.split())
 
 
-def test_the_standard_library_is_not_hidden() -> None:
-    assert not (ROOT / "selectors" / "__init__.py").exists()
-    subprocess.run([sys.executable, "-c", "import asyncio"], cwd=ROOT, check=True)
-
-
 def test_stem_is_the_name_and_a_trailing_underscore_is_dropped(write: Write) -> None:
     file = write("sample_.py")
     assert "sample" in plugins.names()
