@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -173,6 +172,12 @@ def grade(
         print_lines([*grade_file.lines(graded), f"verdicts: {target}"])
 
 
+def _print(parts: Iterable[RenderableType]) -> None:
+    """Tables keep to the terminal's width; texts are not cut into lines."""
+    for part in parts:
+        out.print(part, soft_wrap=isinstance(part, Text))
+
+
 def stats(
     file: Annotated[
         Path,
@@ -185,9 +190,9 @@ def stats(
         str | None,
         typer.Option(help="Method to compare with; default: random, else the first one."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Analyse anybody's outcomes: means, intervals, paired tests, corrections, power.
+    """Analyse any table of outcomes: means, intervals, paired tests, corrections, power.
 
     Nothing is imputed: methods are compared on the seeds and items that both have, and what is
     missing or left out is counted by name.
@@ -195,17 +200,13 @@ def stats(
     import numpy as np
 
     from harness.reporting import outcomes
-    from harness.reporting.outcomes.as_json import as_dict
-    from harness.reporting.outcomes.picture import pictures
+    from harness.reporting.outcomes.render import as_dict, tables
 
-    found = outcomes.analyse(outcomes.read(file), np.random.default_rng(0), reference)
+    analysis = outcomes.analyse(outcomes.read(file), np.random.default_rng(0), reference)
     if as_json:
-        text = json.dumps(as_dict(found), indent=1, ensure_ascii=False, allow_nan=False)
-        sys.stdout.write(text + "\n")
-        return
-    out = Console()
-    for picture in pictures(found):
-        out.print(picture, soft_wrap=isinstance(picture, Text))
+        print_json(as_dict(analysis))
+    else:
+        _print(tables(analysis))
 
 
 def compare(
@@ -214,41 +215,37 @@ def compare(
         typer.Argument(help="An experiment that has run: a name such as quick, or a .toml file."),
     ],
     a: Annotated[str, typer.Argument(metavar="A", help="A row, or a selector for all rows of it.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The row to set it against.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The row to compare it with.")],
     fraction: Annotated[
         float | None, typer.Option(help="Fraction of the pool; default: the middle one.")
     ] = None,
     arm: Annotated[str, typer.Option(help="Variant of the pool.")] = "main",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Set two rows of an experiment against each other: the paired story, from its records."""
+    """Compare two rows of an experiment from its records: paired differences, choices, costs."""
     import numpy as np
 
     from harness.experiment import config
-    from harness.experiment.paths import RESULTS
     from harness.reporting import comparison, results
-    from harness.reporting.comparison.render import as_dict, pictures
+    from harness.reporting.comparison.render import as_dict, tables
 
     folder = RESULTS / experiment
     if not (folder / "protocol.toml").is_file():
         folder = RESULTS / config.load(config.find(experiment)).name
-    arms = {found.arm: found for found in results.load(folder)}
+    arms = {loaded.arm: loaded for loaded in results.load(folder)}
     if arm not in arms:
         raise ValueError(f"--arm {arm!r}; expected one of {', '.join(arms)}")
-    # JSON holds one story, so that there a name has to fit one row.
+    # JSON holds one comparison, so that there a name has to fit one row.
     rows = [a] if as_json else comparison.fitting(arms[arm], a)
-    out = Console()
-    for place, row in enumerate(rows):
-        story = comparison.compare(arms[arm], row, b, fraction, np.random.default_rng(0))
+    for number, row in enumerate(rows):
+        compared = comparison.compare(arms[arm], row, b, fraction, np.random.default_rng(0))
         if as_json:
-            text = json.dumps(as_dict(story), indent=1, ensure_ascii=False, allow_nan=False)
-            sys.stdout.write(text + "\n")
+            print_json(as_dict(compared))
             return
-        if place:
+        if number:
             out.print()
             out.rule()
-        for picture in pictures(story):
-            out.print(picture, soft_wrap=isinstance(picture, Text))
+        _print(tables(compared))
 
 
 def noise(

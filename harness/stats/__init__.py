@@ -2,8 +2,8 @@
 
 `family` leads from outcomes to verdicts: `summarise` for an experiment, `compare` and `corrected`
 for anything else. Beneath it: `pivot` (long outcomes by row, seed and item), `estimate` (two-way
-interval), `difference` (paired, to a reference), `holm` and `benjamini_hochberg`, `bootstrap`
-(crossed, the second method), `scores` (items in clusters). Undefined numbers are nan, never 0.
+interval), `difference` (paired, to a reference), `holm` and `benjamini_hochberg`, `replicate`
+(crossed bootstrap, to compare with), `scores` (items in clusters). Undefined numbers are nan.
 """
 
 from harness.stats.cluster import blocks, scores
@@ -33,7 +33,7 @@ from harness.stats.paired import (
     seeds_needed,
     sign_flip,
 )
-from harness.stats.resampling import Bootstrap, bootstrap, interquartile_mean, replicate
+from harness.stats.resampling import replicate
 from harness.stats.set_overlap import (
     jaccard,
     overlap_of_random,
@@ -43,10 +43,10 @@ from harness.stats.set_overlap import (
 )
 
 __all__ = [
-    "DELTAS", "MEAN", "SUMMARY_COLUMNS", "Bootstrap", "Comparison", "Difference", "Estimate",
+    "DELTAS", "MEAN", "SUMMARY_COLUMNS", "Comparison", "Difference", "Estimate",
     "Grid", "LeftOut", "Outcome", "Sides", "Spread", "aligned", "benjamini_hochberg", "blocks",
-    "bootstrap", "common_seeds", "compare", "corrected", "detectable", "difference", "estimate",
-    "holm", "improvement", "interquartile_mean", "jaccard", "mcnemar", "mean_squares",
+    "common_seeds", "compare", "corrected", "detectable", "difference", "estimate",
+    "holm", "improvement", "jaccard", "mcnemar", "mean_squares",
     "overlap_of_random", "pivot", "placements", "rank_correlation", "replicate", "rival", "scores",
     "seeds_needed", "sign_flip", "spread", "stability", "summarise", "wilson",
 ]  # fmt: skip

@@ -1,18 +1,16 @@
-"""Crossed percentile bootstrap: seeds and items resampled independently.
+"""Crossed bootstrap: seeds and items resampled independently.
 
-The second method, and the one for statistics without a formula. All methods share the same draws of
-seeds and items, so differences between them are paired. It is too narrow with few seeds and real
-seed variance; the two-way interval is the default. Where items come in clusters, whole clusters are
-drawn.
+The second method, for comparison: the two-way interval is the default, since percentiles of these
+replicates are too narrow with few seeds and real seed variance. All methods share the same draws of
+seeds and items, so that differences between them are paired. Where items come in clusters, whole
+clusters are drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
-from scipy import stats
 
 from harness.stats.cluster import Clusters, blocks, codes
 from harness.stats.grid import FloatArray, IntArray
@@ -20,72 +18,17 @@ from harness.stats.grid import FloatArray, IntArray
 #: Replicates computed at once: bounds the memory of the item weights, [500, n] doubles.
 _CHUNK = 500
 
-#: From runs [B, M, T, R], accuracy by task and seed, to numbers [B, M, ...].
-Statistic = Callable[[FloatArray], FloatArray]
-
-
-def mean_of_runs(runs: FloatArray) -> FloatArray:
-    """The mean over tasks and seeds [..., T, R]."""
-    means: FloatArray = runs.mean(axis=(-2, -1))
-    return means
-
-
-def interquartile_mean(runs: FloatArray) -> FloatArray:
-    """The mean of the middle half of all runs, whatever their task [..., T, R].
-
-    An extra (Agarwal and others, 2108.13264): it asks how a typical task goes, and easy and hard
-    tasks hardly count.
-    """
-    middle: FloatArray = stats.trim_mean(runs.reshape(*runs.shape[:-2], -1), 0.25, axis=-1)
-    return middle
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    """Percentile intervals of M methods, each array [M] (or [M, ...], as the statistic has it).
-
-    Differences are to the reference.
-    """
-
-    mean: FloatArray
-    ci_low: FloatArray
-    ci_high: FloatArray
-    diff: FloatArray
-    diff_low: FloatArray
-    diff_high: FloatArray
-
-
-def bootstrap(
-    tables: Mapping[str, FloatArray],
-    rng: np.random.Generator,
-    reference: int = 0,
-    alpha: float = 0.05,
-    draws: int = 10_000,
-    statistic: Statistic = mean_of_runs,
-    clusters: Clusters | None = None,
-) -> Bootstrap:
-    """Intervals for M methods on the same seeds and items; tables are task -> [M, R, n_t].
-
-    `reference` is the method that the differences are to; `clusters` names each item's cluster.
-    """
-    replicates = replicate(tables, rng, draws, statistic, clusters)
-    runs = np.stack([table.mean(axis=2) for table in tables.values()], axis=1)
-    value = statistic(runs)
-    paired = replicates - replicates[:, [reference]]
-    levels = [alpha / 2.0, 1.0 - alpha / 2.0]
-    low, high = np.quantile(replicates, levels, axis=0)
-    diff_low, diff_high = np.quantile(paired, levels, axis=0)
-    return Bootstrap(value, low, high, value - value[reference], diff_low, diff_high)
-
 
 def replicate(
     tables: Mapping[str, FloatArray],
     rng: np.random.Generator,
     draws: int = 10_000,
-    statistic: Statistic = mean_of_runs,
     clusters: Clusters | None = None,
 ) -> FloatArray:
-    """Bootstrap replicates [B, M] of a statistic: by default the mean over tasks and seeds."""
+    """Bootstrap replicates [B, M] of the mean over tasks and seeds; tables task -> [M, R, n_t].
+
+    `clusters` names each item's cluster.
+    """
     shapes = {table.shape[:2] for table in tables.values()}
     if len(shapes) != 1 or any(table.ndim != 3 for table in tables.values()):
         each = {task: table.shape for task, table in tables.items()}
@@ -110,7 +53,7 @@ def replicate(
             by_seed = weights @ sums / (weights @ sizes)[:, None]
             by_seed = by_seed.reshape(-1, methods, n_seeds)
             runs[:, :, at] = np.take_along_axis(by_seed, drawn, axis=2)
-        parts.append(statistic(runs))
+        parts.append(runs.mean(axis=(-2, -1)))
     return np.concatenate(parts)
 
 

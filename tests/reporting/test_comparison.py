@@ -13,9 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli.app import app
-from harness.reporting.comparison import compare
-from harness.reporting.comparison.render import as_dict, pictures, sentence
-from harness.reporting.comparison.row import find, place
+from harness.reporting.comparison import compare, compared_at, find
+from harness.reporting.comparison.render import as_dict, sentence, tables
 from harness.reporting.results import load
 from harness.stats import Outcome, difference, estimate, summarise
 
@@ -23,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def story(make_results):
+def comparison(make_results):
     def make(a, b, fraction=None, **settings):
         (results,) = load(make_results(**settings))
         return compare(results, a, b, fraction)
@@ -45,8 +44,8 @@ def records(folder):
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_numbers_are_those_of_the_statistics(story):
-    found = story("influence/combined", "length")
+def test_numbers_are_those_of_the_statistics(comparison):
+    found = comparison("influence/combined", "length")
     a, b = (outcome_of(found.results, row) for row in ("influence/combined", "length"))
     for name, line in {None: found.mean, **found.tasks}.items():
         sides = (a, b) if name is None else (a.only(name), b.only(name))
@@ -59,8 +58,8 @@ def test_numbers_are_those_of_the_statistics(story):
     assert found.family is None
 
 
-def test_family_is_the_reports_and_its_sign_follows_the_question(story):
-    found = story("length", "random", gain={"length": 0.3}, items=150)
+def test_family_is_the_reports_and_its_sign_follows_the_question(comparison):
+    found = comparison("length", "random", gain={"length": 0.3}, items=150)
     lines = summarise(found.results.outcomes, seeds=found.results.seeds)
     line = lines.query("row == 'length' and task == 'mean'").iloc[0]
     family = found.family
@@ -101,15 +100,15 @@ def test_sentence_claims_what_the_numbers_allow(make_results):
     assert seen == {"better", "worse", "tie"}
 
 
-def test_flips_by_hand(story):
-    found = story("influence/combined", "length")
+def test_flips_by_hand(comparison):
+    found = comparison("influence/combined", "length")
     a, b = (outcome_of(found.results, row) for row in ("influence/combined", "length"))
     change = {
         f"{task}-{i:04d}": round(float(value), 9)
         for task in found.results.tasks
         for i, value in enumerate((a.tables[task] - b.tables[task]).mean(axis=0))
     }
-    flips = found.flips
+    flips = found.changes
     assert flips.gained == sum(value > 0 for value in change.values())
     assert flips.lost == sum(value < 0 for value in change.values())
     assert flips.gained + flips.lost + flips.same == len(change) == 80
@@ -123,14 +122,14 @@ def test_flips_by_hand(story):
     assert flips.gained_as_much == sum(value == change[ranked[0]] for value in change.values())
 
 
-def test_costs_are_means_of_the_records(story):
-    found = story("influence/combined", "random")
+def test_costs_are_means_of_the_records(comparison):
+    found = comparison("influence/combined", "random")
     cells = records(found.results.folder)
-    for row, spent in (("influence/combined", found.a_spent), ("random", found.b_spent)):
+    for row, spent in (("influence/combined", found.a.costs), ("random", found.b.costs)):
         costs = [cell["costs"] for cell in cells if cell["row"] == row]
         for name in ("select_seconds", "train_seconds", "eval_seconds", "select_flops"):
             assert getattr(spent, name) == pytest.approx(np.mean([c[name] for c in costs]))
-    assert found.a_spent.parts["reference"] == pytest.approx(14.1)
+    assert found.a.costs.parts["reference"] == pytest.approx(14.1)
     assert "; choosing cost 24.6 s more per cell." in sentence(found)
     assert "s less per cell." in sentence(compare(found.results, "random", "influence/combined"))
 
@@ -143,12 +142,12 @@ def test_costs_that_old_records_lack_are_unknown(make_results):
     (folder / "records.jsonl").write_text("".join(json.dumps(cell) + "\n" for cell in cells))
     (results,) = load(folder)
     found = compare(results, "influence/combined", "random")
-    assert math.isnan(found.a_spent.select_flops)
+    assert math.isnan(found.a.costs.select_flops)
     assert as_dict(found)["costs"]["a"]["select_flops"] is None
 
 
-def test_chosen_sets_and_scores(story):
-    found = story("influence/combined", "random")
+def test_chosen_sets_and_scores(comparison):
+    found = comparison("influence/combined", "random")
     folder = found.results.folder
     sets = {}
     for cell in records(folder):
@@ -205,7 +204,7 @@ def test_names_of_rows(make_results):
 
 def test_fractions(make_results):
     (results,) = load(make_results(fractions=(0.25, 0.5, 0.75)))
-    share, notes = place(results, None, ("length", "random"))
+    share, notes = compared_at(results, None, ("length", "random"))
     assert (share, notes) == (0.5, ["at 50% of the pool; --fraction has 0.25, 0.5, 0.75"])
     found = compare(results, "length", "random", 0.25)
     assert found.a.name == "length at 25%"
@@ -219,11 +218,11 @@ def test_fractions(make_results):
         compare(results, "length", "random", 0.3)
 
 
-def test_one_fixed_checkpoint_is_said(story):
-    found = story("base", "full")
+def test_one_fixed_checkpoint_is_said(comparison):
+    found = comparison("base", "full")
     assert "base: items only: one fixed checkpoint" in found.notes
     assert found.mean.difference.n_seeds == 3
-    text = [str(picture) for picture in pictures(found)]
+    text = [str(part) for part in tables(found)]
     assert text[-1] == sentence(found)
 
 
@@ -254,7 +253,7 @@ def test_committed_results(monkeypatch):
     ]
     assert len(tables) == 10
     assert max(map(len, tables)) <= 80
-    every = run("quick", "influence", "random").stdout  # a selector: the story of each of its rows
+    every = run("quick", "influence", "random").stdout  # a selector: each of its rows
     assert shown.stdout in every
     rows = [f"influence/{strategy} " for strategy in ("correct", "incorrect", "combined")]
     assert [line for line in every.splitlines() if line.startswith(tuple(rows))]
@@ -269,7 +268,7 @@ def test_committed_results(monkeypatch):
 
 def test_stats_and_compare_import_no_torch():
     code = (
-        "import sys, harness.reporting.outcomes.picture\n"
+        "import sys, harness.reporting.outcomes.render\n"
         "import harness.reporting.comparison.render, harness.cli.tools\n"
         "heavy = {'torch', 'transformers', 'vllm', 'lm_eval', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy"

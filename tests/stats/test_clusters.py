@@ -10,10 +10,8 @@ from statsmodels.api import OLS
 from harness.stats import (
     Outcome,
     blocks,
-    bootstrap,
     difference,
     estimate,
-    interquartile_mean,
     mcnemar,
     replicate,
     scores,
@@ -202,18 +200,3 @@ def test_bootstrap_draws_whole_clusters():
         assert draws[k] == pytest.approx(expected)
     with pytest.raises(ValueError, match="clusters span tasks"):
         replicate({"t": table, "u": table}, rng_of(0), clusters={"t": labels, "u": labels})
-
-
-def test_interquartile_mean_agrees_with_scipy():
-    runs = rng_of(10).random((5, 2, 3, 7))
-    expected = [
-        [scipy_stats.trim_mean(runs[b, m].ravel(), 0.25) for m in range(2)] for b in range(5)
-    ]
-    assert interquartile_mean(runs) == pytest.approx(np.array(expected), abs=1e-12)
-    tables = {task: rng_of(11, k).random((2, 4, 9)) for k, task in enumerate("abc")}
-    found = bootstrap(tables, rng_of(0), draws=400, statistic=interquartile_mean)
-    means = np.stack([table.mean(axis=2) for table in tables.values()], axis=1)
-    assert found.mean == pytest.approx(interquartile_mean(means))
-    assert (found.ci_low < found.mean).all()
-    assert (found.mean < found.ci_high).all()
-    assert found.diff_low[0] == found.diff[0] == 0.0

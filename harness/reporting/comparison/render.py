@@ -1,9 +1,9 @@
-"""A comparison for programs, for readers, and as one sentence that its numbers allow."""
+"""A comparison as JSON, as tables of a terminal, and as one sentence that its numbers allow."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,51 +11,45 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.reporting.comparison.compare import Flip, Line, Story
-from harness.reporting.comparison.row import SECONDS, Side, Spent
-from harness.reporting.numbers import (
-    NONE,
-    interval,
-    listing,
-    number,
-    p_value,
-    plural,
-    points,
-    seconds,
+from harness.reporting.comparison import SECONDS, Comparison, Costs, ItemChange, Line, Side
+from harness.reporting.numbers import interval, number, p_value, plural, points, seconds
+from harness.reporting.outcomes.render import (
+    DIFFERENCE_COLUMNS,
+    compared,
+    difference_cells,
+    estimated,
+    known,
+    seeds_for,
+    table_of,
 )
-from harness.reporting.outcomes.as_json import compared, estimated
 
 
-def as_dict(story: Story) -> dict[str, Any]:
+def as_dict(comparison: Comparison) -> dict[str, Any]:
     """Everything, fit for JSON: shares of one; null where a number is unknown."""
-    overlap = None if story.overlap is None else asdict(story.overlap)
+    a, b = comparison.a, comparison.b
     return {
-        "experiment": story.results.experiment,
-        "arm": story.results.arm,
-        "alpha": story.results.alpha,
-        "a": _side(story.a),
-        "b": _side(story.b),
-        "mean": _line(story.mean),
-        "tasks": {task: _line(line) for task, line in story.tasks.items()},
-        "family": None if story.family is None else asdict(story.family),
-        "flips": asdict(story.flips),
-        "chosen": overlap,
-        "score_goes_with": {"a": story.a.score_goes_with(), "b": story.b.score_goes_with()},
+        "experiment": comparison.results.experiment,
+        "arm": comparison.results.arm,
+        "alpha": comparison.results.alpha,
+        "a": _side(a),
+        "b": _side(b),
+        "mean": _line(comparison.mean),
+        "tasks": {task: _line(line) for task, line in comparison.tasks.items()},
+        "family": None if comparison.family is None else asdict(comparison.family),
+        "flips": asdict(comparison.changes),
+        "chosen": None if comparison.overlap is None else asdict(comparison.overlap),
+        "score_goes_with": {"a": a.score_correlations(), "b": b.score_correlations()},
         "costs": {
-            "a": _spent(story.a_spent),
-            "b": _spent(story.b_spent),
+            "a": _costs(a.costs),
+            "b": _costs(b.costs),
             "a_minus_b": {
-                name: _known(getattr(story.a_spent, name) - getattr(story.b_spent, name))
+                name: known(getattr(a.costs, name) - getattr(b.costs, name))
                 for name in (*SECONDS, "select_flops")
             },
         },
-        "notes": [*story.notes, *footnotes(story)],
-        "sentence": sentence(story),
+        "notes": [*comparison.notes, *footnotes(comparison)],
+        "sentence": sentence(comparison),
     }
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _side(side: Side) -> dict[str, Any]:
@@ -74,46 +68,46 @@ def _line(line: Line) -> dict[str, Any]:
         **compared(line.difference),
         "n_seeds": line.difference.n_seeds,
         "test": line.difference.test,
-        "mde": _known(line.detectable),
-        "seeds_needed": line.seeds_needed,
+        "mde": known(line.difference.detectable),
+        "seeds_needed": line.difference.seeds_needed,
     }
 
 
-def _spent(spent: Spent) -> dict[str, Any]:
-    return {
-        name: value if name == "parts" else _known(value) for name, value in vars(spent).items()
-    }
+def _costs(costs: Costs) -> dict[str, Any]:
+    return {n: value if n == "parts" else known(value) for n, value in vars(costs).items()}
 
 
-def sentence(story: Story) -> str:
+def sentence(comparison: Comparison) -> str:
     """What may be claimed: the protocol's verdict, or that this pair was not planned for one."""
-    found, family = story.mean.difference, story.family
-    a, b = story.a.name, story.b.name
-    size = f"{points(abs(found.diff))} points {_turned(found.ci_low, found.ci_high, found.diff)}"
-    side = "above" if found.diff > 0 else "below"
-    stands = f"{a} is {size} {side} {b}" if found.diff else f"{a} and {b} have the same mean"
-    basis = _basis(story)
+    diff, family = comparison.mean.difference, comparison.family
+    a, b, basis = comparison.a.name, comparison.b.name, _basis(comparison)
+    low, high = (-diff.ci_high, -diff.ci_low) if diff.diff < 0 else (diff.ci_low, diff.ci_high)
+    size = f"{points(abs(diff.diff))} points {interval(low, high)}"
+    gap = f"{a} is {size} {'above' if diff.diff > 0 else 'below'} {b}"
+    gap = gap if diff.diff else f"{a} and {b} have the same mean"
     if family is None:
-        decided = found.p < story.results.alpha and not found.ci_low <= 0 <= found.ci_high
-        seen = "no finding, but worth a test of its own" if decided else "no detectable difference"
-        said = (
-            f"{stands} ({basis}; p {_equals(found.p)}, unadjusted, in a comparison that the "
-            f"protocol did not plan): {seen}"
+        decided = diff.p < comparison.results.alpha and not diff.ci_low <= 0 <= diff.ci_high
+        finding = (
+            "no finding, but worth a test of its own" if decided else "no detectable difference"
+        )
+        claim = (
+            f"{gap} ({basis}; p {_equals(diff.p)}, unadjusted, in a comparison that the "
+            f"protocol did not plan): {finding}"
         )
     else:
         holm = f"Holm p {_equals(family.p_holm)} over {plural(family.size, 'comparison')}"
         if family.verdict == "tie":
-            said = f"{stands} ({basis}; {holm}): a tie by the protocol's test"
+            claim = f"{gap} ({basis}; {holm}): a tie by the protocol's test"
         else:
             verb = "beats" if family.verdict == "better" else "falls short of"
-            said = f"{a} {verb} {b} by {size} ({basis}; {holm})"
-    return f"{said}{_cost_clause(story)}."
+            claim = f"{a} {verb} {b} by {size} ({basis}; {holm})"
+    return f"{claim}{_cost_clause(comparison)}."
 
 
-def _basis(story: Story) -> str:
-    found = story.mean.difference
-    tasks = f"mean over {plural(len(story.tasks), 'task')}, " if len(story.tasks) > 1 else ""
-    return f"{tasks}{plural(found.n_seeds, 'seed')}, {plural(found.n_items, 'item')}"
+def _basis(comparison: Comparison) -> str:
+    diff, n_tasks = comparison.mean.difference, len(comparison.tasks)
+    tasks = f"mean over {plural(n_tasks, 'task')}, " if n_tasks > 1 else ""
+    return f"{tasks}{plural(diff.n_seeds, 'seed')}, {plural(diff.n_items, 'item')}"
 
 
 def _equals(p: float) -> str:
@@ -121,14 +115,9 @@ def _equals(p: float) -> str:
     return f"< {text[1:]}" if text.startswith("<") else f"= {text}"
 
 
-def _turned(low: float, high: float, diff: float) -> str:
-    """The interval of a difference that is told without its sign."""
-    return interval(-high, -low) if diff < 0 else interval(low, high)
-
-
-def _cost_clause(story: Story) -> str:
+def _cost_clause(comparison: Comparison) -> str:
     """What choosing cost more or less, per cell."""
-    more = story.a_spent.select_seconds - story.b_spent.select_seconds
+    more = comparison.a.costs.select_seconds - comparison.b.costs.select_seconds
     if math.isnan(more):
         return ""
     if seconds(abs(more)) == seconds(0.0):
@@ -136,29 +125,23 @@ def _cost_clause(story: Story) -> str:
     return f"; choosing cost {seconds(abs(more))} s {'more' if more > 0 else 'less'} per cell"
 
 
-def footnotes(story: Story) -> Iterator[str]:
+def footnotes(comparison: Comparison) -> Iterator[str]:
     """What the numbers are."""
-    found = story.mean.difference
-    yield (
-        f"p: {found.test}, not adjusted for other comparisons"
-        + ("; single tasks are exploratory" if len(story.tasks) > 1 else "")
-    )
-    if found.n_seeds > 1:
+    diff, family = comparison.mean.difference, comparison.family
+    single = "; single tasks are exploratory" if len(comparison.tasks) > 1 else ""
+    yield f"p: {diff.test}, not adjusted for other comparisons{single}"
+    if diff.n_seeds > 1:
         yield (
-            f"flip p speaks about these items only and cannot go below {p_value(found.p_floor)} "
-            f"with {plural(found.n_seeds, 'seed')}"
+            f"flip p holds for these items only and cannot go below {p_value(diff.p_floor)} "
+            f"with {plural(diff.n_seeds, 'seed')}"
         )
     else:
         yield "one seed: the sign-flip test does not apply, and P(A > B) rests on one run of each"
-    if story.mean.seeds_needed is None:
+    if diff.seeds_needed is None:
         yield "seeds needed: unknown with one seed"
     else:
-        needed = story.mean.seeds_needed.items()
-        yield "seeds needed for 80% power on these items: " + listing(
-            f"{n} for {plural(int(delta), 'point')}" for delta, n in needed
-        )
-    if story.family is not None:
-        family = story.family
+        yield f"seeds needed for 80% power on these items: {seeds_for(diff.seeds_needed)}"
+    if family is not None:
         yield (
             f"in the protocol's family of {plural(family.size, 'comparison')}: {family.verdict}, "
             f"Holm p {_equals(family.p_holm)}, interval at Holm's level "
@@ -166,111 +149,81 @@ def footnotes(story: Story) -> Iterator[str]:
         )
 
 
-def pictures(story: Story) -> Iterator[RenderableType]:
+def tables(comparison: Comparison) -> Iterator[RenderableType]:
     """Tables and lines of a terminal; the sentence comes last."""
-    arm = "" if story.results.arm == "main" else f", {story.results.arm}"
-    yield Text(f"A = {story.a.name}, B = {story.b.name} ({story.results.experiment}{arm})", "bold")
-    lines = {f"mean over {plural(len(story.tasks), 'task')}": story.mean, **story.tasks}
-    if len(story.tasks) == 1:
-        lines = dict(story.tasks)
+    a, b, results = comparison.a, comparison.b, comparison.results
+    arm = "" if results.arm == "main" else f", {results.arm}"
+    yield Text(f"A = {a.name}, B = {b.name} ({results.experiment}{arm})", "bold")
+    lines = dict(comparison.tasks)
+    if len(lines) > 1:
+        lines = {f"mean over {plural(len(lines), 'task')}": comparison.mean, **lines}
     yield _accuracies(lines)
-    yield _differences(lines)
-    yield from _flips(story)
-    yield from _chosen(story)
-    yield Text("Cost per cell", style="bold")
-    yield _costs(story)
-    for note in (*story.notes, *footnotes(story)):
-        yield Text(f"- {note}")
-    yield Text(sentence(story), style="bold")
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    for at, name in enumerate(columns):
-        table.add_column(name, justify="right" if at else "left", no_wrap=True)
-    return table
-
-
-def _accuracies(lines: dict[str, Line]) -> Table:
-    table = _table("Accuracy, %", "A", "95% interval", "B", "95% interval", "Items")
+    table = table_of("A - B, points", "", *DIFFERENCE_COLUMNS)
     for name, line in lines.items():
-        sides = (
+        table.add_row(name, *difference_cells(line.difference))
+    yield table
+    yield from _changes(comparison)
+    yield from _chosen(comparison)
+    yield Text("Cost per cell", style="bold")
+    yield _cost_table(a.costs, b.costs)
+    for note in (*comparison.notes, *footnotes(comparison)):
+        yield Text(f"- {note}")
+    yield Text(sentence(comparison), style="bold")
+
+
+def _accuracies(lines: Mapping[str, Line]) -> Table:
+    table = table_of("Accuracy, %", "A", "95% interval", "B", "95% interval", "Items")
+    for name, line in lines.items():
+        sides = [
             text
             for one in (line.a, line.b)
             for text in (points(one.mean), interval(one.ci_low, one.ci_high))
-        )
+        ]
         table.add_row(*map(Text, (name, *sides, str(line.a.n_items))))
     return table
 
 
-def _differences(lines: dict[str, Line]) -> Table:
-    table = _table("A - B, points", "", "95% interval", "p", "Flip p", "P(A>B)", "MDE")
-    for name, line in lines.items():
-        one = line.difference
-        alone = one.n_seeds == 1
-        texts = (
-            name,
-            points(one.diff, signed=True),
-            interval(one.ci_low, one.ci_high),
-            p_value(one.p),
-            NONE if alone else p_value(one.p_sign_flip),
-            NONE if alone else number(one.p_improvement, 2),
-            points(line.detectable),
-        )
-        table.add_row(*map(Text, texts))
-    return table
-
-
-def _flips(story: Story) -> Iterator[RenderableType]:
-    flips = story.flips
-    yield Text(
-        f"Items: A better on {flips.gained}, B better on {flips.lost}, the same on {flips.same}",
-        style="bold",
-    )
-    for who, some, as_much in (
-        ("A", flips.most_gained, flips.gained_as_much),
-        ("B", flips.most_lost, flips.lost_as_much),
+def _changes(comparison: Comparison) -> Iterator[RenderableType]:
+    changes = comparison.changes
+    counts = f"A better on {changes.gained}, B better on {changes.lost}, the same on {changes.same}"
+    yield Text(f"Items: {counts}", style="bold")
+    for side, most, as_much in (
+        ("A", changes.most_gained, changes.gained_as_much),
+        ("B", changes.most_lost, changes.lost_as_much),
     ):
-        if some:
-            most = number(100 * abs(some[0].a - some[0].b), 0)
-            named = ", ".join(map(_flip, some))
-            yield Text(f"{who} ahead by {most} points on {as_much}; most: {named}")
+        if most:
+            largest = number(100 * abs(most[0].a - most[0].b), 0)
+            items = ", ".join(map(_item, most))
+            yield Text(f"{side} ahead by {largest} points on {as_much}; most: {items}")
 
 
-def _flip(one: Flip) -> str:
+def _item(one: ItemChange) -> str:
     return f"{one.item} ({number(100 * one.a, 0)}% and {number(100 * one.b, 0)}%)"
 
 
-def _chosen(story: Story) -> Iterator[RenderableType]:
-    for name, side in (("A", story.a), ("B", story.b)):
-        if known := side.score_goes_with():
-            said = ", ".join(f"{other} {number(value, 2)}" for other, value in known.items())
-            yield Text(f"Rank correlation of {name}'s scores with {said}")
-    if (overlap := story.overlap) is None:
-        return
-    own = [
-        f"{name}'s own seeds {value:.2f}"
-        for name, value in (("A", overlap.a_seeds), ("B", overlap.b_seeds))
-        if value is not None
-    ]
-    yield Text("Chosen examples, Jaccard overlap", style="bold")
-    parts = [f"A and B {overlap.between:.2f}", f"random sets {overlap.random:.2f}", *own]
-    yield Text(", ".join(parts))
+def _chosen(comparison: Comparison) -> Iterator[RenderableType]:
+    for name, side in (("A", comparison.a), ("B", comparison.b)):
+        if correlations := side.score_correlations():
+            each = ", ".join(f"{other} {number(rho, 2)}" for other, rho in correlations.items())
+            yield Text(f"Rank correlation of {name}'s scores with {each}")
+    if (overlap := comparison.overlap) is not None:
+        yield Text("Chosen examples, Jaccard overlap", style="bold")
+        own = {"A": overlap.a_seeds, "B": overlap.b_seeds}.items()
+        seeds = [f"{name}'s own seeds {value:.2f}" for name, value in own if value is not None]
+        parts = [f"A and B {overlap.between:.2f}", f"random sets {overlap.random:.2f}", *seeds]
+        yield Text(", ".join(parts))
 
 
-def _costs(story: Story) -> Table:
-    table = _table("Seconds", "A", "B", "A - B")
-    a, b = story.a_spent, story.b_spent
-    names = dict(zip(SECONDS, ("select", "train", "evaluate"), strict=True))
-    for key, name in names.items():
-        table.add_row(name, *_amounts(getattr(a, key), getattr(b, key), 1.0))
+def _cost_table(a: Costs, b: Costs) -> Table:
+    table = table_of("Seconds", "A", "B", "A - B")
+    for key, name in zip(SECONDS, ("select", "train", "evaluate"), strict=True):
+        table.add_row(name, *_amounts(getattr(a, key), getattr(b, key)))
         for part in dict.fromkeys((*a.parts, *b.parts)) if name == "select" else ():
-            spent = (a.parts.get(part, 0.0), b.parts.get(part, 0.0))
-            table.add_row(f"  of it {part}", *_amounts(*spent, 1.0))
-    table.add_row("TFLOP, select", *_amounts(a.select_flops, b.select_flops, 1e12))
+            amounts = _amounts(a.parts.get(part, 0.0), b.parts.get(part, 0.0))
+            table.add_row(f"  of it {part}", *amounts)
+    table.add_row("TFLOP, select", *_amounts(a.select_flops / 1e12, b.select_flops / 1e12))
     return table
 
 
-def _amounts(a: float, b: float, unit: float) -> tuple[str, str, str]:
-    more = number((a - b) / unit, 1, signed=True)
-    return seconds(a / unit), seconds(b / unit), more
+def _amounts(a: float, b: float) -> tuple[str, str, str]:
+    return seconds(a), seconds(b), number(a - b, 1, signed=True)

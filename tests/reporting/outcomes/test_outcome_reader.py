@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 
 from harness.reporting.outcomes import analyse, read
-from harness.reporting.outcomes.as_json import as_dict
+from harness.reporting.outcomes.render import as_dict
 from harness.stats import Outcome, difference
 
 SHIFTS = {"random": 0.0, "b": 0.15, "c": -0.1}
 
 
 def analysed(path, reference=None):
-    return as_dict(analyse(read(path), np.random.default_rng(0), reference, draws=50))
+    return as_dict(analyse(read(path), np.random.default_rng(0), reference))
 
 
 def table_of(frame, method, seeds, items, task="core"):
@@ -56,7 +56,7 @@ def test_json_lines_may_differ_in_types(save):
     assert found["differences"]["b"]["diff"] == pytest.approx(0.5)
     rows = [{"method": "a", "item": f"2024-01-0{i}", "correct": True} for i in range(1, 4)]
     text = "\n".join(map(json.dumps, rows))
-    assert read(save(text, "dates.jsonl")).items[0] == "2024-01-01"
+    assert read(save(text, "dates.jsonl")).grid.items[0] == "2024-01-01"
 
 
 def test_missing_items_and_seeds_are_left_out_on_both_sides_and_named(save, outcomes):
@@ -88,7 +88,7 @@ def test_single_holes_cost_as_few_results_as_possible(save, outcomes):
     assert (found["methods"]["b"]["n_seeds"], found["methods"]["b"]["n_items"]) == (5, 18)
     assert found["missing"]["b"] == {"cells": 2}
     assert said(found, "b: 2 single results missing (2 of seed 2)")
-    assert said(found, "b: its own mean is over 5 seeds and 18 items that are complete")
+    assert said(found, "b: its own mean is over the 5 seeds and 18 items that are complete")
     most = (frame["method"] == "b") & (frame["seed"] == 2) & (frame["item"] > "core-12")
     found = analysed(save(frame[~most]))
     assert (found["methods"]["b"]["n_seeds"], found["methods"]["b"]["n_items"]) == (4, 20)
@@ -136,7 +136,7 @@ def test_results_with_too_few_decodes_are_left_out(save, outcomes):
     short = (frame["method"] == "b") & (frame["item"] == "core-5") & (frame["seed"] == 1)
     found = analysed(save(frame[~(short & (frame["decode"] == 3))]))
     assert found["missing"]["b"] == {"decodes": 1, "cells": 1}
-    assert said(found, "b: 1 result left out for fewer decodes than its others have")
+    assert said(found, "b: 1 result left out: fewer decodes than its other results have")
     assert found["details"]["b"]["n_items"] == 11
     # Methods may differ in decodes.
     found = analysed(save(frame[(frame["method"] != "b") | (frame["decode"] < 2)]))
@@ -155,7 +155,7 @@ def test_a_method_without_seeds_is_one_fixed_checkpoint(save, outcomes):
         entry = found["differences"]["base"]
         assert (entry["diff"], entry["p"]) == pytest.approx((expected.diff, expected.p), abs=1e-10)
         assert found["methods"]["base"]["n_seeds"] == 1
-        assert said(found, "base: no seed: one fixed checkpoint, set against every seed")
+        assert said(found, "base: no seed: one fixed checkpoint, compared with every seed")
         assert found["missing"] == {}
     part = frame.copy()
     part.loc[3, "seed"] = None
@@ -186,10 +186,12 @@ def test_nothing_in_common_is_refused(save, outcomes):
         analysed(save(apart))
     near = apart.assign(item=apart["item"].replace({"xcore-1": "core-1"}))
     with pytest.raises(
-        ValueError, match="'b' and 'random' have 1 item of core in common; expected"
+        ValueError, match=r"task 'core': 'b' and 'random' have 1 item\(s\) in common; expected"
     ):
         analysed(save(near))
-    with pytest.raises(ValueError, match="'random' has 1 item of core; expected at least 2"):
+    with pytest.raises(
+        ValueError, match=r"task 'core': 'random' has 1 item\(s\); expected at least 2"
+    ):
         analysed(save(frame[(frame["item"] == "core-1") & (frame["method"] == "random")]))
 
 
@@ -259,6 +261,6 @@ def test_names_stay_what_they_are(save):
         f"{name},{seed},{item},1"
         for name, seed, item in itertools.product(("NA", "null"), ("01", "1"), ("001", "1", "nan"))
     ]
-    found = read(save("\n".join(lines)))
-    assert (tuple(found.arms), found.seeds) == (("NA", "null"), ("01", "1"))
-    assert set(found.items) == {"001", "1", "nan"}
+    table = read(save("\n".join(lines)))
+    assert (tuple(table.methods), table.grid.seeds) == (("NA", "null"), ("01", "1"))
+    assert set(table.grid.items) == {"001", "1", "nan"}

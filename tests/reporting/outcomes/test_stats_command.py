@@ -34,7 +34,7 @@ def test_tables_fit_a_terminal_and_say_what_they_rest_on(save, outcomes):
         assert any(line.startswith(part) for line in tables)
     (line,) = [line for line in tables if line.startswith("c*") and line.split()[-1] == "tie"][:1]
     assert len(line.split()) == 10
-    assert "* on a part of what was measured; see the notes" in tables
+    assert "* on part of the results only; see the notes" in tables
     said = found.stdout
     for part in ("Holm over 2 comparisons", "1 of 20 items of far missing (far-1)", "80% power"):
         assert part in said
