@@ -228,9 +228,12 @@ def test_the_readme_lists_every_command():
 def place(tmp_path_factory):
     """A working folder with the files that the pages speak of."""
     folder = tmp_path_factory.mktemp("reader")
-    for name in ("experiments", "results"):
-        (folder / name).symlink_to(ROOT / name, target_is_directory=True)
-    (folder / "selectors").mkdir()
+    (folder / "experiments").symlink_to(ROOT / "experiments", target_is_directory=True)
+    for name in ("results", "selectors"):
+        (folder / name).mkdir()
+    for experiment in ("quick", "testbed"):
+        source = ROOT / "results" / experiment
+        (folder / "results" / experiment).symlink_to(source, target_is_directory=True)
     for name, text in selector_examples().items():
         (folder / "selectors" / f"{name}.py").write_text(text)
     (folder / "mine.toml").write_text(fences(SETTINGS, [ROOT / "README.md"])[0][1])
