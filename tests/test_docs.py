@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import harness
 from harness.cli.app import app
-from harness.experiment import config
+from harness.experiment import config, settings
 from harness.reporting.numbers import MINUS
 
 ROOT = Path(__file__).parents[1]
@@ -371,16 +371,16 @@ def test_every_request_has_a_row():
 
 
 MODELS = {
-    "[pool]": config.PoolConfig,
-    "[query]": config.QueryConfig,
-    "[model]": config.ModelConfig,
-    "[train]": config.TrainingRecipe,
-    "[evaluate]": config.EvaluateConfig,
-    "[[task]]": config.TaskConfig,
-    "[grid]": config.GridConfig,
-    "[[selector]]": config.SelectorConfig,
-    "[[arm]]": config.ArmConfig,
-    "[protocol]": config.ProtocolConfig,
+    "[pool]": settings.PoolConfig,
+    "[query]": settings.QueryConfig,
+    "[model]": settings.ModelConfig,
+    "[train]": settings.TrainingRecipe,
+    "[evaluate]": settings.EvaluateConfig,
+    "[[task]]": settings.TaskConfig,
+    "[grid]": settings.GridConfig,
+    "[[selector]]": settings.SelectorConfig,
+    "[[arm]]": settings.ArmConfig,
+    "[protocol]": settings.ProtocolConfig,
 }
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from harness.data.grading import extract
 from harness.data.items import numbered_lines
 from harness.data.pool import IGNORED, Pool
-from harness.experiment.config import DataConfig
+from harness.experiment.settings import DataConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from harness.evaluation.environment import EngineName, engine_version
-from harness.experiment.config import check_decodes
+from harness.experiment.settings import check_decodes
 
 SEQUENCES = {("vllm", "cpu"): 512, ("vllm", "cuda"): 256, ("hf", "cpu"): 128, ("hf", "cuda"): 32}
 """Default of sequences decoded at once. On a CPU fewer cost more per token, more gain nothing."""

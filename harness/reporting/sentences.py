@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.experiment.config import TESTBED_CONTROLS
+from harness.experiment.settings import TESTBED_CONTROLS
 from harness.reporting.numbers import MEAN, interval, listing, p_value, percent, plural, points
 from harness.reporting.results import CONTROLS, Results
 

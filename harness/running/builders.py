@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.data.items import ITEMS_FILE, read_items, write_items
 from harness.data.pool import Pool
-from harness.experiment.config import DataConfig, PoolConfig
+from harness.experiment.settings import DataConfig, PoolConfig
 from harness.experiment.stage import Stage
 from harness.running import overlap
 from harness.running.recipes import (

@@ -13,8 +13,8 @@ from harness.data import testbed
 from harness.data.queries import Answers
 from harness.evaluation.benchmarks import benchmark
 from harness.experiment import records
-from harness.experiment.config import QueryConfig
 from harness.experiment.records import parquet_bytes
+from harness.experiment.settings import QueryConfig
 from harness.experiment.stage import Stage, plain
 from harness.experiment.store import Store
 from harness.running import overlap

@@ -34,7 +34,7 @@ from harness.data.contamination import (
 )
 from harness.data.items import ITEMS_FILE, read_items
 from harness.data.pool import Pool
-from harness.experiment.config import Overlap
+from harness.experiment.settings import Overlap
 from harness.experiment.stage import Stage
 from harness.experiment.store import Store
 from harness.running.recipes import BuiltinItemsRecipe, DataRecipe, OverlapRecipe

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.experiment.config import ArmConfig, Experiment, Row
+from harness.experiment.config import Experiment
+from harness.experiment.settings import ArmConfig, Row
 from harness.experiment.stage import Stage
 from harness.experiment.store import Store
 from harness.running.overlap import MAIN, Check

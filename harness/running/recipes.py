@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from harness.data.testbed import BaseSpec
-from harness.experiment.config import DECODING, AnswerKind, DataConfig, TrainingRecipe
+from harness.experiment.settings import DECODING, AnswerKind, DataConfig, TrainingRecipe
 from harness.experiment.stage import Cost, Recipe
 from harness.influence.options import CurvatureOptions
 from harness.selection.requests import InfluenceTable, Trajectory

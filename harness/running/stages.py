@@ -17,15 +17,8 @@ from harness.data.contamination import POOL, QUERY
 from harness.data.grading.grader import VERSION as GRADER
 from harness.evaluation.benchmarks import BENCHMARKS, benchmark, find_file, task_digest
 from harness.evaluation.environment import engine_version, resolve_engine
-from harness.experiment.config import (
-    AnswerKind,
-    ArmConfig,
-    DataConfig,
-    Experiment,
-    PoolConfig,
-    Row,
-    locate,
-)
+from harness.experiment.config import Experiment, locate
+from harness.experiment.settings import AnswerKind, ArmConfig, DataConfig, PoolConfig, Row
 from harness.experiment.stage import Recipe, Stage, plain
 from harness.experiment.store import digest, tree_digest
 from harness.running import overlap

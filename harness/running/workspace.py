@@ -32,12 +32,13 @@ if TYPE_CHECKING:
 
 def model_folder(stage: Stage, store: Store) -> Path:
     """The folder of a model stage; a hub model is fetched into the hub's own cache."""
-    if stage.path is not None:
-        return stage.path
     if isinstance(stage.recipe, HubModelRecipe):
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(stage.recipe.name, revision=stage.recipe.revision))
+    if stage.recipe.external:
+        assert stage.path is not None
+        return stage.path
     return store.folder(stage)
 
 

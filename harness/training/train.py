@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.data.pool import Pool, collate
-from harness.experiment.config import TrainingRecipe
 from harness.experiment.progress import Progress, no_progress
+from harness.experiment.settings import TrainingRecipe
 from harness.training.checkpoint import save
 from harness.training.determinism import isolated
 from harness.training.divergence import TrainingDiverged, Watch

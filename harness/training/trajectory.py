@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.data.pool import Pool
-from harness.experiment.config import TrainingRecipe
 from harness.experiment.progress import Progress, no_progress
+from harness.experiment.settings import TrainingRecipe
 from harness.selection.requests import Trajectory
 from harness.training.train import TrainLog, adapted, train
 

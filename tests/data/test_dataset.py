@@ -10,7 +10,7 @@ import pytest
 
 from harness.data.dataset import Report, items_from_file, read, render, tokenise
 from harness.data.pool import IGNORED, Pool, collate
-from harness.experiment.config import PoolConfig
+from harness.experiment.settings import PoolConfig
 
 
 class Letters:

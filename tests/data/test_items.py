@@ -8,7 +8,7 @@ import pytest
 
 from harness.data.dataset import items_from_file, read
 from harness.data.items import ITEMS_FILE, numbered_lines, read_items, write_items
-from harness.experiment.config import DataConfig
+from harness.experiment.settings import DataConfig
 
 ODD = "one\u2028two\u2029three\u0085four\x0bfive\x0csix\x1cseven\reight\r\nnine\nten"
 ITEMS = [

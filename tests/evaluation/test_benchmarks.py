@@ -16,7 +16,7 @@ from harness.evaluation.benchmarks import (
     task_digest,
     titles,
 )
-from harness.experiment.config import AnswerKind
+from harness.experiment.settings import AnswerKind
 
 REAL = os.environ.get("COTSIEVE_REAL_DATA")
 PRESENT = ("gsm8k", "math500", "amc23", "aime24", "olympiadbench", "minerva")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.experiment.config import TrainingRecipe
+from harness.experiment.settings import TrainingRecipe
 from harness.experiment.stage import Recipe, Stage, with_ancestors
 from harness.experiment.store import META, Store, canonical, digest, tree_digest
 

@@ -12,7 +12,7 @@ class InProcess:
 
     def __init__(self, count, target, **_):
         self.target = target
-        self.workers = [SimpleNamespace(job=None, status=("", None, None), started=0.0)] * count
+        self.workers = [None] * count
         self.ended = []
 
     def __enter__(self):
@@ -27,7 +27,8 @@ class InProcess:
 
     @property
     def busy(self):
-        return list(self.ended)
+        status = ("", None, None)
+        return [SimpleNamespace(job=e.job, started=0.0, status=status) for e in self.ended]
 
     def submit(self, job):
         try:

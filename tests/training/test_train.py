@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from harness.data.pool import Pool
-from harness.experiment.config import TrainingRecipe
+from harness.experiment.settings import TrainingRecipe
 from harness.training.divergence import Watch
 from harness.training.train import TrainingDiverged, TrainLog, check_subset, example_order, train
 
@@ -155,11 +155,11 @@ def test_budgets_in_steps_and_tokens(pool: Pool) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"budget": "steps"}, "recipe steps is None with budget 'steps'"),
-        ({"tokens": 5}, "recipe tokens is 5 with budget 'examples'"),
-        ({"method": "adapter"}, "recipe method is 'adapter'"),
-        ({"batch_size": 0}, "recipe batch_size is 0"),
-        ({"micro_batch": 3}, "expected a divisor of batch_size 4"),
+        ({"budget": "steps"}, "budget = 'steps' with steps = None; expected steps exactly"),
+        ({"tokens": 5}, "budget = 'examples' with tokens = 5; expected tokens exactly"),
+        ({"method": "adapter"}, "(?s)method.*'full' or 'lora'.*'adapter'"),
+        ({"batch_size": 0}, "(?s)batch_size.*greater than or equal to 1"),
+        ({"micro_batch": 3}, "micro_batch = 3 with batch_size = 4; expected a divisor"),
     ],
 )
 def test_recipe_refuses(change: dict[str, object], message: str) -> None:

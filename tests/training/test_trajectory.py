@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from harness import influence
 from harness.data.pool import Pool
-from harness.experiment.config import TrainingRecipe
+from harness.experiment.settings import TrainingRecipe
 from harness.influence import CurvatureOptions
 from harness.influence.layers import tracked_layers
 from harness.running.workspace import load_model

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.data import testbed
-from harness.experiment.config import PoolConfig, QueryConfig, TrainingRecipe
+from harness.experiment.settings import PoolConfig, QueryConfig, TrainingRecipe
 from harness.experiment.stage import Recipe, Stage, plain
 from harness.running.recipes import (
     BaseModelRecipe,

@@ -258,7 +258,7 @@ def _save_random(shape: Shape, tokens: int, workload: Workload, folder: Path) ->
 
 def _tokenised(rows: list[Any], tokenizer: Any, workload: Workload) -> Pool:
     from harness.data.dataset import Report, tokenise
-    from harness.experiment.config import DataConfig
+    from harness.experiment.settings import DataConfig
 
     config = DataConfig(dataset="testbed:", id="id", template="{prompt}")  # rows are in memory
     report = Report(workload.name, rows=len(rows))

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from harness.experiment.config import TrainingRecipe
+from harness.experiment.settings import TrainingRecipe
 from harness.experiment.store import Store
 from harness.studies.influence import predict
 from harness.studies.influence.measure import ANCHOR, SHUFFLED, measure
