@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.data import dataset
 from harness.data.pool import Pool
-from harness.experiment.config import DataConfig
+from harness.experiment.settings import DataConfig
 from harness.influence.options import METHODS, CurvatureOptions
 
 if TYPE_CHECKING:

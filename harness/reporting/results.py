@@ -22,7 +22,7 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from harness.experiment import records
-from harness.experiment.config import TESTBED, TESTBED_CONTROLS
+from harness.experiment.settings import TESTBED, TESTBED_CONTROLS
 from harness.stats import Grid, pivot
 
 MAIN = "main"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from harness.data.pool import Pool
 from harness.data.queries import Queries as AnsweredQueries
-from harness.experiment.config import check_decodes
+from harness.experiment.settings import check_decodes
 from harness.influence.options import CurvatureOptions
 
 if TYPE_CHECKING:  # named in the results of requests, as text
