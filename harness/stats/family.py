@@ -51,7 +51,7 @@ Correction = Callable[[Sequence[Difference], float], list[Difference]]
 
 @dataclass(frozen=True)
 class Sides:
-    """What is compared: a row's own outcome, and a pair of outcomes, the second the reference's."""
+    """A row's own outcome, and the outcomes of the row and of the reference that are paired."""
 
     own: Outcome | None = None
     pair: tuple[Outcome, Outcome] | None = None

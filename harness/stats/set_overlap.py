@@ -1,4 +1,4 @@
-"""How alike chosen sets are, and what a score goes along with or tells apart."""
+"""Overlap of chosen sets, and what a score correlates with or separates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Chosen = npt.NDArray[np.bool_]
 
 
 def jaccard(first: Chosen, second: Chosen) -> float:
-    """What two sets share, of all that either has [N]; 1.0 for two empty ones."""
+    """|A and B| / |A or B| of two sets [N]; 1.0 for two empty ones."""
     if first.shape != second.shape:
         raise ValueError(f"sets of shapes {first.shape!r}, {second.shape!r}; expected the same")
     either = int((first | second).sum())
@@ -28,7 +28,7 @@ def stability(sets: Sequence[Chosen]) -> float:
 
 
 def overlap_of_random(n: int, first: int, second: int) -> float:
-    """What two random sets of these sizes, out of n, share: k/(a + b - k) at the mean k = ab/n."""
+    """Jaccard overlap of two random sets of these sizes: k/(a + b - k) at the mean k = ab/n."""
     shared = first * second / n
     return shared / (first + second - shared) if first + second else 1.0
 
@@ -54,5 +54,5 @@ def placements(scores: npt.ArrayLike, others: npt.ArrayLike) -> npt.NDArray[np.f
         )
     below = np.searchsorted(against, values, side="left")
     upto = np.searchsorted(against, values, side="right")
-    found: npt.NDArray[np.float64] = 1 - (below + upto) / (2 * against.size)
-    return found
+    shares: npt.NDArray[np.float64] = 1 - (below + upto) / (2 * against.size)
+    return shares

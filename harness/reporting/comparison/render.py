@@ -194,7 +194,8 @@ def _changes(comparison: Comparison) -> Iterator[RenderableType]:
         if most:
             largest = number(100 * abs(most[0].a - most[0].b), 0)
             items = ", ".join(map(_item, most))
-            yield Text(f"{side} ahead by {largest} points on {as_much}; most: {items}")
+            on = plural(as_much, "item")
+            yield Text(f"{side} is ahead by up to {largest} points (on {on}); largest: {items}")
 
 
 def _item(one: ItemChange) -> str:
@@ -220,7 +221,7 @@ def _cost_table(a: Costs, b: Costs) -> Table:
         table.add_row(name, *_amounts(getattr(a, key), getattr(b, key)))
         for part in dict.fromkeys((*a.parts, *b.parts)) if name == "select" else ():
             amounts = _amounts(a.parts.get(part, 0.0), b.parts.get(part, 0.0))
-            table.add_row(f"  of it {part}", *amounts)
+            table.add_row(f"  of which {part}", *amounts)
     table.add_row("TFLOP, select", *_amounts(a.select_flops / 1e12, b.select_flops / 1e12))
     return table
 

@@ -79,9 +79,11 @@ def _gaps(
     """What every method repeats, and lacks of what others have: counts, and words."""
     gaps: Gaps = {method: {} for method, _ in grid.lines}
     notes: list[str] = []
+    repeated: dict[str, list[int]] = {}
+    for row, method in methods[list(repeats)].items():
+        repeated.setdefault(method, []).append(row)
     for at, (method, _) in enumerate(grid.lines):
-        again = [row for row in repeats if methods[row] == method]
-        if again:
+        if again := repeated.get(method):
             gaps[method]["duplicates"] = len(again)
             notes.append(
                 f"{method}: {plural(len(again), 'row')} repeated, each counted once (first: row "
