@@ -143,9 +143,9 @@ def start(
     folder.mkdir(parents=True)
     size = workload.batch_size
     if name == "ours":
-        return Ours(load_model(source, workload, "sdpa"), pool, queries, size, DAMPING, **settings)
+        return Ours(load_model(source, workload), pool, queries, size, DAMPING, **settings)
     if name == "kronfluence":
-        model = load_model(source, workload, "sdpa")
+        model = load_model(source, workload)
         return Kronfluence(model, folder, pool, queries, size, DAMPING, **settings)
     precision = {"float32": "fp32", "bfloat16": "bf16"}[workload.dtype]
     model = source / "model"
@@ -197,7 +197,7 @@ def perplexity(source: Path, workload: Workload) -> dict[str, float]:
     The model as transformers loads it, padded batches with their mask, all logits.
     """
     pool, _ = load(source)
-    model = load_model(source, workload, "sdpa")
+    model = load_model(source, workload)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def evaluate(examples: Pool) -> None:
@@ -223,7 +223,7 @@ def exact_scores(
     of f = -L, and the score of d is -<grad L_d, u>.
     """
     pool, queries = load(source)
-    model = load_model(source, workload, "sdpa").double()
+    model = load_model(source, workload).double()
     if workload.max_tokens >= LONG:
         model.gradient_checkpointing_enable()
         model.train()  # required by gradient checkpointing; the model has no dropout

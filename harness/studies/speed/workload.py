@@ -142,14 +142,13 @@ def load(folder: Path) -> tuple[Pool, Pool]:
     return Pool.load(folder / "pool"), Pool.load(folder / "queries")
 
 
-def load_model(folder: Path, workload: Workload, kernel: str) -> Any:
-    """The model on its device, with attention `kernel` ("sdpa" is what transformers chooses)."""
+def load_model(folder: Path, workload: Workload) -> Any:
+    """The model on its device, with the attention kernel that transformers chooses."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        folder / "model", dtype=getattr(torch, workload.dtype), attn_implementation=kernel
-    )
+    dtype = getattr(torch, workload.dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=dtype)
     return model.to(workload.device).eval()
 
 

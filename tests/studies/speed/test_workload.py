@@ -146,7 +146,7 @@ def test_seconds_and_memory_of_an_engine_and_of_the_perplexity_pass(
 
 
 def test_the_first_run_sees_one_layer_of_the_same_width(prepared):
-    model = load_model(prepared / "warm", TOY, "eager")
+    model = load_model(prepared / "warm", TOY)
     assert model.config.num_hidden_layers == 1
     assert model.config.hidden_size == TOY.shape.hidden
     assert [len(part) for part in load(prepared / "warm")] == [8, 2]
