@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -64,20 +64,13 @@ class NoiseRecipe(Recipe):
 
 def build(recipe: NoiseRecipe, work: Workspace) -> dict[str, Any]:
     """Answer all tasks of a checkpoint once more; accuracy by task."""
-    parents = work.stage.parents
-    items = [work.store.folder(parents[f"{ITEMS}{s.task}"]) / ITEMS_FILE for s in recipe.samples]
-    seed = recipe.seed or 0
+    items = [work.parent(f"{ITEMS}{task.task}") / ITEMS_FILE for task in recipe.samples]
     answers, settings = answer_tasks(
-        recipe.samples, items, work, seed=seed, order=recipe.order, fresh_cache=True
+        recipe.samples, items, work, seed=recipe.seed or 0, order=recipe.order, fresh_cache=True
     )
     answers.to_parquet(work.folder / SAMPLES, index=False)
     accuracy = answers.groupby("task", sort=False)["correct"].mean()
     return {"accuracy": accuracy.to_dict(), "engine": settings}
-
-
-def _samples_recipe(stage: Stage) -> SamplesRecipe:
-    assert isinstance(stage.recipe, SamplesRecipe)
-    return stage.recipe
 
 
 @dataclass(frozen=True)
@@ -98,26 +91,27 @@ class Noise:
         return tuple(self._stage(number) for number in range(self.repeats))
 
     def _stage(self, number: int) -> Stage:
-        samples, scheduler = self.cell.samples, self.run.scheduler
+        tasks, scheduler = self.cell.samples, self.run.scheduler
         seed, order = seed_for("noise", self.cell.name, number).generate_state(2).tolist()
         recipe = NoiseRecipe(
-            samples=tuple(_samples_recipe(stage) for stage in samples.values()),
+            samples=tuple(cast(SamplesRecipe, stage.recipe) for stage in tasks.values()),
             repetition=number,
             order=order if number else None,
             device="cuda" if scheduler.gpu else "cpu",
-            seed=seed if self.cell_recipe.temperature > 0 else None,
+            seed=seed if self.decoding["temperature"] > 0 else None,
             # Unlike an accuracy, noise depends on the engine's limits: others are measured anew.
             sequences=scheduler.limits.sequences,
             memory=scheduler.limits.memory,
         )
-        items = {f"{ITEMS}{task}": stage.parents["items"] for task, stage in samples.items()}
+        items = {f"{ITEMS}{task}": stage.parents["items"] for task, stage in tasks.items()}
         label = f"repetition {number + 1} of {self.cell.name}"
         return Stage(recipe, label, {"model": self.cell.model, **items})
 
     @property
-    def cell_recipe(self) -> SamplesRecipe:
-        """How the cell's answers are decoded; the same for all tasks but for their limits."""
-        return _samples_recipe(next(iter(self.cell.samples.values())))
+    def decoding(self) -> dict[str, Any]:
+        """Answers per item, and at which temperature."""
+        evaluate = self.run.plan.experiment.evaluate
+        return {"decodes": evaluate.decodes, "temperature": evaluate.temperature}
 
     def make(self, view: View) -> Mapping[str, Any] | None:
         """Evaluate the repetitions that are not stored; the error that ended it, or None."""
@@ -138,11 +132,8 @@ class Noise:
                 f"{self.cell.name}: repetitions had the weights {sorted(weights)}; expected one "
                 "checkpoint"
             )
-        recipe = self.cell_recipe
-        decoding = {"decodes": recipe.decodes, "temperature": recipe.temperature}
         correct, texts = _tables(frames, list(self.cell.samples))
-        sampled = recipe.temperature > 0
-        first = artefacts[0]
+        sampled, first = self.decoding["temperature"] > 0, artefacts[0]
         return {
             "schema": SCHEMA,
             "experiment": self.run.plan.experiment.name,
@@ -150,7 +141,7 @@ class Noise:
             "key": digest([stage.key for stage in self.stages]),
             "repetitions": self.repeats,
             "weights": weights.pop(),
-            "decoding": decoding,
+            "decoding": self.decoding,
             "engine": first.info["engine"],
             "mixed": _mixed(artefacts),
             "tasks": {

@@ -124,8 +124,9 @@ def gpu_name() -> str | None:
 
 def _workload(name: str, gpu: str | None) -> Workload:
     if name not in WORKLOADS:
-        known = ", ".join(WORKLOADS)
-        raise ValueError(f"workload {name!r} does not exist; expected one of {known}")
+        raise ValueError(
+            f"workload {name!r} does not exist; expected one of {', '.join(WORKLOADS)}"
+        )
     if WORKLOADS[name].device == "cuda" and gpu is None:
         raise ValueError(f"workload {name!r} needs a CUDA device; none is available")
     return WORKLOADS[name]

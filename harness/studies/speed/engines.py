@@ -1,8 +1,8 @@
-"""Every engine behind one interface, and one measurement: `python -m ...speed.engines JOB FOLDER`.
+"""Every engine behind one interface, and one measurement: `python -m ...speed.engines FOLDER`.
 
-JOB is a JSON file with `engine`, `source`, `workload`, `threads`, and where they differ from the
-defaults `fisher`, `loss`, `examples` (the pool repeated or cut to so many) and `exact`. The folder
-gets result.json (seconds and memory), scores.npy and, with `exact`, exact.npz.
+The folder holds job.json with `engine`, `source`, `workload`, `threads`, and where they differ from
+the defaults `fisher`, `loss`, `examples` (the pool repeated or cut to so many) and `exact`. It gets
+result.json (seconds and memory), scores.npy and, with `exact`, exact.npz.
 
 A process runs one engine once. Imports, loading model and data, and a first run on a few examples
 (which compiles and caches what is made on first use) come before the clock starts.
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,26 +51,11 @@ LARGE, LARGE_TOKENS = 10**8, 3 << 14
 """Models of at least so many parameters are scored exactly on only so many tokens in all."""
 
 
-class Engine(Protocol):
-    """One engine with a loaded model, pool and queries."""
-
-    loading: float
-    """Seconds spent on loading inside `fit` and `scores` so far."""
-
-    def fit(self) -> None:
-        """Estimate the curvature on the pool."""
-
-    def scores(self) -> Scores:
-        """Influence of every example on the mean query gradient, [n]."""
-
-    def factors(self) -> Factors:
-        """The curvature just fitted."""
-
-
 class Ours:
     """`harness.influence` with its default options."""
 
     loading = 0.0
+    """Seconds spent on loading inside `fit` and `scores` so far."""
 
     def __init__(
         self,
@@ -109,8 +94,8 @@ class Ours:
         first, second = (self._solved(self._queries.take(part)) for part in parts)
         two = {name: torch.cat([first[name], second[name]]) for name in first}
         return {
-            "pass_one_s": timed(lambda: self._pass(self._direction)),
-            "pass_two_s": timed(lambda: self._pass(two)),
+            "pass_one_s": timed(lambda: self._pass(self._direction))[0],
+            "pass_two_s": timed(lambda: self._pass(two))[0],
         }
 
     def factors(self) -> Factors:
@@ -128,6 +113,10 @@ class Ours:
 
     def _pass(self, directions: Gradients) -> Scores:
         return influence.directional_scores(self._model, self._pool, directions, self._options)
+
+
+Engine = Ours | Kronfluence | Bergson
+"""One engine with a loaded model, pool and queries."""
 
 
 def start(
@@ -167,19 +156,16 @@ def run(job: Mapping[str, Any], workload: Workload, folder: Path) -> dict[str, f
     del engine
     gc.collect()
     engine = start(name, source, workload, folder / "run", pool, queries, settings)
-    measured = {"loaded_mb": peak_mb()}
     if workload.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     scores: list[Scores] = []
-    clocks = [time.process_time()]
-    fit = timed(engine.fit) - engine.loading
-    clocks.append(time.process_time())
+    fit, fit_cpu = timed(engine.fit)
     loading = engine.loading
-    score = timed(lambda: scores.append(engine.scores())) - (engine.loading - loading)
-    clocks.append(time.process_time())
-    measured |= {"fit_s": fit, "score_s": score, "total_s": fit + score, "peak_mb": peak_mb()}
+    score, score_cpu = timed(lambda: scores.append(engine.scores()))
+    fit, score = fit - loading, score - (engine.loading - loading)
+    measured = {"fit_s": fit, "score_s": score, "total_s": fit + score, "peak_mb": peak_mb()}
     # CPU seconds of all threads (including loads in between): comparable on a busy machine.
-    measured |= {"fit_cpu_s": clocks[1] - clocks[0], "score_cpu_s": clocks[2] - clocks[1]}
+    measured |= {"fit_cpu_s": fit_cpu, "score_cpu_s": score_cpu}
     if workload.device == "cuda":
         measured["peak_device_mb"] = torch.cuda.max_memory_allocated() / 2**20
     if isinstance(engine, Ours):
@@ -210,7 +196,7 @@ def perplexity(source: Path, workload: Workload) -> dict[str, float]:
             _ = losses.view(labels.shape).sum(dim=1) / (labels != IGNORED).sum(dim=1)
 
     evaluate(pool.take(range(WARM_UP[0])))
-    return {"perplexity_pass_s": timed(lambda: evaluate(pool))}
+    return {"perplexity_pass_s": timed(lambda: evaluate(pool))[0]}
 
 
 def exact_scores(
@@ -277,15 +263,15 @@ def repeated(pool: Pool, size: int) -> Pool:
     )
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that `work` takes, including the device's."""
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds that `work` takes, including the device's, and CPU seconds of all threads."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    begin = time.perf_counter()
+    begin, begin_cpu = time.perf_counter(), time.process_time()
     work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin, time.process_time() - begin_cpu
 
 
 def peak_mb() -> float:
@@ -297,8 +283,9 @@ def peak_mb() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def main(job: Mapping[str, Any], folder: Path) -> None:
-    """Do one job; the module's docstring describes it and its files."""
+def main(folder: Path) -> None:
+    """Do the job of a folder; the module's docstring describes its files."""
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     torch.set_num_threads(job["threads"])
     workload = WORKLOADS[job["workload"]]
     if job["engine"] == PERPLEXITY:
@@ -309,4 +296,4 @@ def main(job: Mapping[str, Any], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -26,21 +26,14 @@ POOL_SIZES = (500, 5000)
 """Pool sizes between which our memory has to stay flat."""
 SAME_LABELS = {"fisher": "empirical", "loss": "sum"}
 """Settings under which all engines define the same scores: no drawn label, sums over tokens."""
-QUANTITIES = {
-    "total": "total_s",
-    "fit": "fit_s",
-    "score": "score_s",
-    "peak": "peak_mb",
-    "peak on the GPU": "peak_device_mb",
-}
-COLUMNS = {
+COSTS = {
     "fit_s": ("fit, s", ".2f"),
     "score_s": ("score, s", ".2f"),
     "total_s": ("total, s", ".2f"),
     "peak_mb": ("peak, MB", ".0f"),
     "peak_device_mb": ("peak on the GPU, MB", ".0f"),
-    "spearman_exact": ("Spearman with exact", ".6f"),
 }
+COLUMNS = {**COSTS, "spearman_exact": ("Spearman with exact", ".6f")}
 
 Numbers = dict[str, float]
 
@@ -67,8 +60,7 @@ class Bench:
             "threads": self.threads,
         }
         (folder / "job.json").write_text(json.dumps(job) + "\n", encoding="utf-8")
-        paths = (str(folder / "job.json"), str(folder))
-        command = [sys.executable, "-m", "harness.studies.speed.engines", *paths]
+        command = [sys.executable, "-m", "harness.studies.speed.engines", str(folder)]
         variables = environment(self.threads)
         try:
             done = subprocess.run(
@@ -133,7 +125,7 @@ def ratios(numbers: Mapping[str, Numbers]) -> dict[str, Numbers]:
     """How many times our seconds and megabytes each other engine takes."""
     ours = numbers["ours"]
     return {
-        name: {title: theirs[key] / ours[key] for title, key in QUANTITIES.items() if key in theirs}
+        name: {key: theirs[key] / ours[key] for key in COSTS if key in theirs}
         for name, theirs in numbers.items()
         if name != "ours"
     }
@@ -248,7 +240,8 @@ def _notes(workload: Mapping[str, Any]) -> Iterator[str]:
                 f"{numbers['exact_examples']:.0f} examples"
             )
     for name, values in workload["ratios"].items():
-        yield f"{name} over ours: {_listed(values, '.2f')}"
+        titles = {COSTS[key][0].partition(",")[0]: value for key, value in values.items()}
+        yield f"{name} over ours: {_listed(titles, '.2f')}"
     for kind, values in workload["agreement"].items():
         if values:
             yield f"Spearman between engines, {kind.replace('_', ' ')}: {_listed(values, '.5f')}"

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +42,6 @@ class Shape:
     heads: int
     key_value_heads: int
     vocabulary: int | None = None  # None: the tokenizer's, rounded up to a multiple of 64
-
-    @property
-    def body(self) -> int:
-        """Weights and biases of all tracked layers."""
-        narrow = self.hidden // self.heads * self.key_value_heads
-        attention = 2 * self.hidden**2 + self.hidden + 2 * narrow * (self.hidden + 1)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
 
 @dataclass(frozen=True)
@@ -123,7 +115,7 @@ def prepare(workload: Workload, store: Store) -> Path:
     if workload.shape is not None and not workload.random:
         sources = tuple(str(folder_of(name, workload.name)) for name in (DATA, TOKENIZER))
     stage = Stage(WorkloadRecipe(workload, sources), f"workload {workload.name}")
-    return store.make(stage, partial(_build, workload, store)).folder
+    return store.make(stage, lambda folder: _build(workload, store, folder)).folder
 
 
 def folder_of(variable: str, workload: str) -> Path:
@@ -177,8 +169,8 @@ def _testbed(workload: Workload, store: Store, folder: Path) -> tuple[Pool, Pool
 
     tokenizer_stage = Stage(TokenizerRecipe(), "tokenizer")
     build(tokenizer_stage, store)
-    recipe = BaseModelRecipe(testbed.BASES["small"])
-    base = build(Stage(recipe, "base model", {"tokenizer": tokenizer_stage}), store)
+    parents = {"tokenizer": tokenizer_stage}
+    base = build(Stage(BaseModelRecipe(testbed.BASES["small"]), "base model", parents), store)
     shutil.copytree(base.folder, folder, ignore=shutil.ignore_patterns("meta.json"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pool = testbed.make_pool(testbed.PoolSpec(workload.pool))

@@ -63,11 +63,11 @@ def test_repetitions_are_interleaved_and_the_first_is_checked_against_exact_scor
     assert ours["spearman_exact"] == pytest.approx(0.8)
     assert ours["error_exact"] == pytest.approx((2 / 30) ** 0.5)
     assert report["ratios"]["kronfluence"] == {
-        "total": 4.0,
-        "fit": 4.0,
-        "score": 4.0,
-        "peak": 1.0,
-        "peak on the GPU": 4.0,
+        "fit_s": 4.0,
+        "score_s": 4.0,
+        "total_s": 4.0,
+        "peak_mb": 1.0,
+        "peak_device_mb": 4.0,
     }
     assert report["passes_over_perplexity"] == {"pass_one": 0.5, "pass_two": 1.5}
     assert list(report["agreement"]["as_timed"].values()) == pytest.approx([1.0] * 3)
@@ -76,7 +76,7 @@ def test_repetitions_are_interleaved_and_the_first_is_checked_against_exact_scor
     assert text.startswith("Slate, Abacus, 2 threads, torch 2, one run, each")
     assert "| kronfluence | 4.00 | 8.00 | 12.00 | 400 | 0.800000 |" in text
     assert "0.50 along one direction and 1.50 along two" in text
-    assert "- bergson over ours: total 3.00, fit 3.00" in text
+    assert "- bergson over ours: fit 3.00, score 3.00, total 3.00, peak 1.00, peak on" in text
     assert "- Spearman between engines, as timed: ours/kronfluence 1.00000" in text
 
 
@@ -128,7 +128,7 @@ def test_medians_are_taken_number_by_number():
 def test_ratios_leave_out_what_was_not_measured():
     ours = {"fit_s": 3.0, "score_s": 2.0, "total_s": 5.0, "peak_mb": 500.0, "pass_one_s": 3.0}
     peer = {"fit_s": 12.0, "score_s": 6.0, "total_s": 18.0, "peak_mb": 1000.0}
-    expected = {"total": 3.6, "fit": 4.0, "score": 3.0, "peak": 2.0}
+    expected = {"fit_s": 4.0, "score_s": 3.0, "total_s": 3.6, "peak_mb": 2.0}
     assert ratios({"ours": ours, "peer": peer}) == {"peer": expected}
 
 

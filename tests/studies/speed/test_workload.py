@@ -1,5 +1,6 @@
 """Shapes of the measured models, what is refused, and one engine from end to end on a toy."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +29,13 @@ def prepared(tmp_path):
     return prepare(TOY, Store(tmp_path / "store"))
 
 
+def body(shape):
+    """Weights and biases of all tracked layers."""
+    narrow = shape.hidden // shape.heads * shape.key_value_heads
+    attention = 2 * shape.hidden**2 + shape.hidden + 2 * narrow * (shape.hidden + 1)
+    return shape.layers * (attention + 3 * shape.hidden * shape.intermediate)
+
+
 def parameters(shape, vocabulary):
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -45,7 +53,7 @@ def parameters(shape, vocabulary):
         model = Qwen2ForCausalLM(config)
     norms = (2 * shape.layers + 1) * shape.hidden
     total = sum(p.numel() for p in model.parameters())
-    assert total == shape.body + norms + vocabulary * shape.hidden
+    assert total == body(shape) + norms + vocabulary * shape.hidden
     return total
 
 
@@ -53,7 +61,7 @@ def test_the_small_model_has_ten_million_parameters_a_third_in_its_body():
     shape = WORKLOADS["qwen2-10m"].shape
     total = parameters(shape, 50304)
     assert 9.5e6 < total < 10.5e6
-    assert shape.body / total > 0.33
+    assert body(shape) / total > 0.33
 
 
 def test_the_large_models_have_the_size_of_their_name():
@@ -91,8 +99,9 @@ def test_unknown_workloads_are_named(capsys):
     assert "'nothing' does not exist; expected one of testbed" in capsys.readouterr().err
 
 
-def job(prepared, **settings):
-    return {"engine": "ours", "workload": "toy", "source": str(prepared), "threads": 1, **settings}
+def write_job(folder, prepared, **settings):
+    job = {"engine": "ours", "workload": "toy", "source": str(prepared), "threads": 1}
+    (folder / "job.json").write_text(json.dumps(job | settings))
 
 
 def exact(prepared, folder, monkeypatch):
@@ -100,7 +109,8 @@ def exact(prepared, folder, monkeypatch):
     from harness.studies.speed import engines
 
     monkeypatch.setitem(engines.WORKLOADS, "toy", TOY)
-    engines.main(job(prepared, exact=True), folder)
+    write_job(folder, prepared, exact=True)
+    engines.main(folder)
     stored = np.load(folder / "exact.npz")
     scores = np.load(folder / "scores.npy")[stored["positions"]]
     return stored["positions"].tolist(), stored["scores"], scores
@@ -126,8 +136,6 @@ def test_of_a_large_model_with_long_examples_a_few_are_scored(prepared, tmp_path
 def test_seconds_and_memory_of_an_engine_and_of_the_perplexity_pass(
     prepared, tmp_path, monkeypatch
 ):
-    import json
-
     from harness.studies.speed import engines
 
     monkeypatch.setitem(engines.WORKLOADS, "toy", TOY)
@@ -135,11 +143,12 @@ def test_seconds_and_memory_of_an_engine_and_of_the_perplexity_pass(
     for name in ("ours", "perplexity"):
         folder = tmp_path / name
         folder.mkdir()
-        engines.main(job(prepared, engine=name, examples=30), folder)
+        write_job(folder, prepared, engine=name, examples=30)
+        engines.main(folder)
         results[name] = json.loads((folder / "result.json").read_text())
     ours = results["ours"]
     assert ours["total_s"] == ours["fit_s"] + ours["score_s"] > 0
-    assert ours["peak_mb"] >= ours["loaded_mb"] > 50
+    assert 50 < ours["peak_mb"] < 50_000
     assert {"pass_one_s", "pass_two_s", "fit_cpu_s", "score_cpu_s"} <= set(ours)
     assert len(np.load(tmp_path / "ours/scores.npy")) == 30
     assert set(results["perplexity"]) == {"perplexity_pass_s"}
