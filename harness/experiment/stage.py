@@ -13,8 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel
-
 from harness.experiment.store import digest
 
 
@@ -66,7 +64,7 @@ class Recipe:
 
 def plain(value: Any) -> Any:
     """Settings as plain JSON data: dataclasses and pydantic models as dicts without Nones."""
-    if isinstance(value, BaseModel):
+    if hasattr(value, "model_dump"):  # pydantic's, which takes long to import
         return value.model_dump(mode="json", exclude_none=True)
     if is_dataclass(value):
         values = {f.name: getattr(value, f.name) for f in fields(value)}

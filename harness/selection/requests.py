@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from harness.data.pool import Pool
 from harness.data.queries import Queries as AnsweredQueries
-from harness.experiment.settings import check_decodes
 from harness.influence.options import CurvatureOptions
 
 if TYPE_CHECKING:  # named in the results of requests, as text
@@ -72,6 +71,8 @@ class Decodes(Request[npt.NDArray[np.bool_]]):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        from harness.experiment.settings import check_decodes  # pydantic takes long to import
+
         if self.k < 1:
             raise ValueError(f"k is {self.k}; expected at least 1 decode")
         if self.temperature < 0:
