@@ -73,12 +73,12 @@ class Experiment(Model):
         return self
 
     def _check_query(self, query: QueryConfig) -> None:
-        known = {_plain(task.data): task.name for task in self.task}
-        known |= {_plain(name): name for name in self.evaluate.tasks}
-        if _plain(query.dataset) in known:
+        tasks = {_plain(task.data): task.name for task in self.task}
+        tasks |= {_plain(name): name for name in self.evaluate.tasks}
+        if _plain(query.dataset) in tasks:
             raise ValueError(
                 f"query.dataset = {query.dataset!r} is also the evaluation task "
-                f"{known[_plain(query.dataset)]!r}; expected a query set that is not evaluated on"
+                f"{tasks[_plain(query.dataset)]!r}; expected a query set that is not evaluated on"
             )
         if query.testbed not in (None, "queries"):
             raise ValueError(f"query.dataset = {query.dataset!r}; expected 'testbed:queries'")
@@ -183,9 +183,9 @@ def explain(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
             continue
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
         where = where.lstrip(".")
-        shown = "a table" if isinstance(value, dict) else repr(value)
+        text = "a table" if isinstance(value, dict) else repr(value)
         if kind == "extra_forbidden":
-            yield f"{where} = {shown}: unknown key; expected {_expected_keys(loc, root)}"
+            yield f"{where} = {text}: unknown key; expected {_expected_keys(loc, root)}"
         elif kind == "missing":
             yield f"{where}: missing; expected a value"
         elif kind == "value_error":
@@ -193,7 +193,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
             yield f"{where}: {cause}" if where else cause
         else:
             message = problem["msg"].removeprefix("Input should ").removeprefix("be ")
-            yield f"{where} = {shown}: expected {message[:1].lower()}{message[1:]}"
+            yield f"{where} = {text}: expected {message[:1].lower()}{message[1:]}"
 
 
 def _expected_keys(loc: tuple[int | str, ...], root: type[BaseModel]) -> str:

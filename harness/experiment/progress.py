@@ -41,8 +41,8 @@ class Bars:
         self, iterable: Iterable[Any], description: str, total: int
     ) -> Generator[Any, None, None]:
         """Show how far the loop over `iterable` is."""
-        shown = self._live if self.console.is_terminal else self._lines
-        yield from shown(iterable, description, total)
+        show = self._live if self.console.is_terminal else self._lines
+        yield from show(iterable, description, total)
 
     def _live(self, iterable: Iterable[Any], description: str, total: int) -> Iterator[Any]:
         columns = (

@@ -134,13 +134,13 @@ def git_state(root: Path) -> dict[str, Any]:
 @cache
 def packages() -> dict[str, str]:
     """Versions of the installed packages that can change a result."""
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 @cache

@@ -6,6 +6,7 @@ record that would have been written before it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,24 @@ import pandas as pd
 from harness.experiment import records
 from harness.experiment.records import parquet_bytes
 from harness.experiment.stage import Stage
-from harness.experiment.store import Store, digest
-from harness.running.costs import selection_cost, training_flops
+from harness.experiment.store import Artefact, Store, digest
+from harness.influence.costs import BOTH
 from harness.running.plan import Cell, Plan
+from harness.running.workspace import parameters_of
 from harness.selection.subset import read_scores, read_subset
 
+PARTS = {
+    "scores": "choose",
+    "subset": "choose",
+    "checkpoint": "reference",
+    "trajectory": "trajectory",
+    "answers": "answers",
+    "features": "features",
+    "decodes": "decodes",
+    "curvature": "curvature",
+    "influence": "influence",
+}
+"""Kinds of stages that a selection pays for, and the part of its cost that they are."""
 STABILITY = "stability.parquet"
 """A selector's own table of how stable its choice is, by the number of kept examples."""
 
@@ -66,11 +80,11 @@ def recorded(
     """Whether the newest record of `cell` is already about these very artefacts."""
     if last is None or last["status"] != "done":
         return False
-    made = store.load(next(iter(cell.samples.values()))).meta["created"]
+    created = store.load(next(iter(cell.samples.values()))).meta["created"]
     same = (last["key"], last["protocol"], last["provenance"]["created"]) == (
         cell_key(cell),
         protocol,
-        made,
+        created,
     )
     files = [last[name] for name in ("samples", "selection") if last[name] is not None]
     return same and all((folder / name).exists() for name in files)
@@ -116,8 +130,8 @@ def done(cell: Cell, plan: Plan, protocol: str, store: Store, folder: Path) -> d
         seconds["train_seconds"] = checkpoint.seconds
         seconds["train_flops"] = training_flops(cell.checkpoint, store)
         seconds |= selection_cost(cell.subset, store)
-        if known := selection_facts(cell.subset, store):
-            entry["facts"] = known
+        if facts := selection_facts(cell.subset, store):
+            entry["facts"] = facts
     return {**entry, "outputs": outputs, "costs": seconds}
 
 
@@ -156,11 +170,55 @@ def write_selection(cell: Cell, store: Store, folder: Path) -> str:
 
 def selection_facts(subset: Stage, store: Store) -> dict[str, Any]:
     """What the selector noted about its selection; stability at the size that was chosen."""
-    made = store.load(subset.parents.get("scores", subset))
-    facts = dict(made.info.get("facts", {}))
-    table = made.folder / STABILITY
+    artefact = store.load(subset.parents.get("scores", subset))
+    facts = dict(artefact.info.get("facts", {}))
+    table = artefact.folder / STABILITY
     if table.exists():
         lines = pd.read_parquet(table).set_index("kept")
         line = lines.loc[store.load(subset).info["examples"]]
         facts["stability"] = {**facts.get("stability", {}), **line.to_dict()}
     return facts
+
+
+def selection_cost(subset: Stage, store: Store) -> dict[str, Any]:
+    """What choosing cost: seconds in all and by part, and estimated FLOPs.
+
+    FLOPs are None where the model's size is unknown: 2 per parameter and token for a forward pass,
+    6 with the backward pass.
+    """
+    seconds: Counter[str] = Counter()
+    operations = 0.0
+    for stage in subset.ancestry():
+        if stage.kind in PARTS:
+            artefact = store.load(stage)
+            seconds[PARTS[stage.kind]] += artefact.seconds  # type: ignore[assignment]
+            operations += _operations(artefact)
+    return {
+        "select_seconds": sum(seconds.values()),
+        "select_parts": dict(seconds),
+        "select_flops": _flops(operations, subset, store),
+    }
+
+
+def training_flops(checkpoint: Stage, store: Store) -> float | None:
+    """Estimated floating-point operations of a fine-tuning; None where the size is unknown.
+
+    6 per parameter and token, padding left out; with LoRA, whose frozen weights need no gradients
+    of their own, an upper bound.
+    """
+    return _flops(_operations(store.load(checkpoint)), checkpoint, store)
+
+
+def _operations(artefact: Artefact) -> float:
+    """Operations per parameter of the model."""
+    if "train" in artefact.info:
+        return float(BOTH * artefact.info["train"]["tokens"])
+    return float(artefact.info.get("operations", 0.0))
+
+
+def _flops(operations: float, stage: Stage, store: Store) -> float | None:
+    if not operations:
+        return 0.0
+    models = [s for s in stage.ancestry() if s.kind in ("base", "model")]
+    parameters = parameters_of(models[0], store)
+    return None if parameters is None else operations * parameters

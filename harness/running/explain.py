@@ -46,11 +46,12 @@ def explain(plan: Plan, cell: Cell, store: Store, results: Path) -> dict[str, An
         if log is not None:
             lines.append(f"Log of the last try at {stage.label}: {log}")
     if last is not None and last["status"] == "done":
-        made = last["provenance"]
+        origin = last["provenance"]
+        engine = origin["engine"]
         lines.append(
-            f"Last recorded {made['created']} at commit {made['commit'] or 'unknown'}"
-            f"{' with local changes' if made['dirty'] else ''}, {made['device']} "
-            f"({made['processor']}), engine {made['engine']['name']} {made['engine']['version']}."
+            f"Last recorded {origin['created']} at commit {origin['commit'] or 'unknown'}"
+            f"{' with local changes' if origin['dirty'] else ''}, {origin['device']} "
+            f"({origin['processor']}), engine {engine['name']} {engine['version']}."
         )
     return {
         "cell": cell.name,
@@ -98,12 +99,12 @@ def _changes(cell: Cell, last: Mapping[str, Any], store: Store) -> list[str]:
     return ["Stale; changed since its last record:", *(f"  {line}" for line in lines)]
 
 
-def _flat(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _flat(keys: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     order = ("tokenizer", "base", "model", "pool", "queryset", "scores", "subset", "checkpoint")
     for role in order:
-        if role in found:
-            yield role, found[role]
-    for task, key in found["samples"].items():
+        if role in keys:
+            yield role, keys[role]
+    for task, key in keys["samples"].items():
         yield f"samples of {task}", key
 
 

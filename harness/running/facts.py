@@ -19,6 +19,7 @@ from harness.experiment.stage import Stage, plain
 from harness.experiment.store import Store
 from harness.running import overlap
 from harness.running.builders import HIDDEN
+from harness.running.overlap import MAIN
 from harness.running.plan import Plan
 from harness.running.recipes import BenchmarkItemsRecipe, BuiltinItemsRecipe, SamplesRecipe
 
@@ -26,48 +27,51 @@ from harness.running.recipes import BenchmarkItemsRecipe, BuiltinItemsRecipe, Sa
 def write_pools(plan: Plan, store: Store, folder: Path) -> None:
     """Id, hidden class, length and steps of every pool example; no texts."""
     for arm, stage in plan.pools.items():
-        made = store.get(stage)
-        if made is None:
+        artefact = store.get(stage)
+        if artefact is None:
             continue
-        pool = pd.read_parquet(made.folder / "pool.parquet", columns=["id", "labels"])
+        pool = pd.read_parquet(artefact.folder / "pool.parquet", columns=["id", "labels"])
         frame = pd.DataFrame({"id": pool["id"]})
         frame["response_tokens"] = pool["labels"].map(lambda row: int((row != -100).sum()))
-        hidden = made.folder / HIDDEN
+        hidden = artefact.folder / HIDDEN
         extra = pd.read_parquet(hidden) if hidden.exists() else frame[["id"]]
         frame = frame.merge(extra, on="id", how="left", validate="1:1", sort=False)
         for name in ("quality", "steps"):
             if name not in frame:
                 frame[name] = None
-        name = "pool.parquet" if arm == "main" else f"pool-{arm}.parquet"
+        name = "pool.parquet" if arm == MAIN else f"pool-{arm}.parquet"
         frame = frame[["id", "quality", "response_tokens", "steps"]]
         records.write_atomic(folder / name, parquet_bytes(frame))
 
 
 def facts(plan: Plan, store: Store) -> dict[str, Any]:
     """What footnotes and provenance need besides the records, by arm."""
-    found: dict[str, Any] = {"engine": plain(plan.engine), "arms": {}}
-    asked = plan.cells[0].samples
-    found["tasks"] = {
+    tasks = {
         task: _task_facts(stage, store)
-        for task, stage in asked.items()
+        for task, stage in plan.cells[0].samples.items()
         if store.has(stage.parents["items"])
     }
-    for arm, pool in plan.pools.items():
-        entry: dict[str, Any] = {}
-        if plan.experiment.pool.testbed is not None:
-            entry["correct_classes"] = sorted(testbed.CORRECT)
-        made = store.get(pool)
-        if made is not None:
-            entry["pool"] = made.info["report"]
-        stages = plan.queries.get(arm)
-        if stages and all(store.has(stages[w]) for w in ("before", "after")):
-            entry |= _query_facts(stages, store, plan.experiment.query)
-        if known := overlap.facts(overlap.of_arm(plan.checks, arm), store):
-            entry["overlap"] = known
-        found["arms"][arm] = entry
-    proofs = [store.get(stage) for stage in plan.proofs]
-    found["disjoint"] = [made.info["problems"] for made in proofs if made is not None]
-    return found
+    proofs = filter(None, map(store.get, plan.proofs))
+    return {
+        "engine": plain(plan.engine),
+        "tasks": tasks,
+        "arms": {arm: _arm_facts(arm, plan, store) for arm in plan.pools},
+        "disjoint": [proof.info["problems"] for proof in proofs],
+    }
+
+
+def _arm_facts(arm: str, plan: Plan, store: Store) -> dict[str, Any]:
+    entry: dict[str, Any] = {}
+    if plan.experiment.pool.testbed is not None:
+        entry["correct_classes"] = sorted(testbed.CORRECT)
+    if pool := store.get(plan.pools[arm]):
+        entry["pool"] = pool.info["report"]
+    stages = plan.queries.get(arm)
+    if stages and all(store.has(stages[when]) for when in ("before", "after")):
+        entry |= _query_facts(stages, store, plan.experiment.query)
+    if overlaps := overlap.facts(overlap.of_arm(plan.checks, arm), store):
+        entry["overlap"] = overlaps
+    return entry
 
 
 def _task_facts(samples: Stage, store: Store) -> dict[str, Any]:
@@ -97,8 +101,8 @@ def _query_facts(
 ) -> dict[str, Any]:
     assert query is not None
     answers = {w: Answers.load(store.load(stages[w]).folder) for w in ("before", "after")}
-    right = {when: found.correct(query.rule) for when, found in answers.items()}
-    found: dict[str, Any] = {
+    right = {when: each.correct(query.rule) for when, each in answers.items()}
+    facts: dict[str, Any] = {
         "n_queries": len(right["before"]),
         "n_C": int((~right["before"] & right["after"]).sum()),
         "n_I": int((right["before"] & ~right["after"]).sum()),
@@ -106,18 +110,18 @@ def _query_facts(
         "query_accuracy_after": float(right["after"].mean()),
     }
     if query.decodes > 1:
-        found |= {"query_decodes": query.decodes, "query_rule": query.rule}
-    return found
+        facts |= {"query_decodes": query.decodes, "query_rule": query.rule}
+    return facts
 
 
 def write_overlaps(plan: Plan, store: Store, folder: Path) -> None:
-    """What stands in two data sets and was dropped or kept; no file where nothing does."""
+    """Rows that occur in two data sets, dropped or kept; no file where there are none."""
     for arm in plan.pools:
-        checks = [c for c in overlap.of_arm(plan.checks, arm) if c.made(store)]
-        found = [finding for check in checks for finding in check.found(store)]
-        path = folder / ("overlap.parquet" if arm == "main" else f"overlap-{arm}.parquet")
-        if found:
-            records.write_atomic(path, parquet_bytes(overlap.frame(found)))
+        checks = [c for c in overlap.of_arm(plan.checks, arm) if c.is_built(store)]
+        findings = [finding for check in checks for finding in check.findings(store)]
+        path = folder / ("overlap.parquet" if arm == MAIN else f"overlap-{arm}.parquet")
+        if findings:
+            records.write_atomic(path, parquet_bytes(overlap.frame(findings)))
         else:
             path.unlink(missing_ok=True)
 

@@ -34,9 +34,9 @@ def forecast(plan: Plan, store: Store) -> dict[str, Any]:
     seconds = [measured.get(s[0].kind, s[0].recipe.cost(None).seconds) for s in jobs]
     left = sum(seconds) / workers
     stored = sum(cell.stored(store) for cell in plan.cells)
-    known = sorted(kinds.keys() & measured.keys())
+    timed = sorted(kinds.keys() & measured.keys())
     todo = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())) or "none"
-    source = f"times measured here for: {', '.join(known)}" if known else "first guess only"
+    source = f"times measured here for: {', '.join(timed)}" if timed else "first guess only"
     device = f"{available_cores()} cores{', GPU' if has_gpu() else ''}"
     notes = [
         f"{len(plan.cells)} cells, {stored} stored; {len(jobs)} jobs to run: {todo}",

@@ -1,12 +1,12 @@
-"""What an experiment does about questions that stand in two of its data sets.
+"""What an experiment does about questions that occur in two of its data sets.
 
 Queries are compared with the items of the tasks, the rows of a pool with items and queries: bare
-questions, and nothing of the testbed, whose sets are proved to share no problem. What is found is a
-row of the pool or of the query set, whose `overlap` says what becomes of it: the run stops, goes on
-without these rows, or goes on with them.
+questions only, and nothing of the testbed, whose sets are proved to share no problem. A finding is
+a row of the pool or of the query set, and that table's `overlap` says what happens to it: the run
+stops, goes on without these rows, or goes on with them.
 
-A comparison is a stage of its own that does not know this. So it is made once whatever becomes of
-its findings, and only where rows are dropped do the keys of all that is made of them change.
+A comparison is a stage of its own whose key does not hold that choice. So it is built once whatever
+the choice, and only where rows are dropped do the keys of everything behind them change.
 """
 
 from __future__ import annotations
@@ -102,12 +102,12 @@ class Check:
             return "queries"
         return "pool rows" if self.arm in (None, MAIN) else f"pool rows of {self.arm}"
 
-    def made(self, store: Store) -> bool:
-        """Whether the comparison is stored."""
+    def is_built(self, store: Store) -> bool:
+        """Whether the comparison is in the store."""
         return store.has(self.stage)
 
-    def found(self, store: Store) -> list[Finding]:
-        """The findings of a comparison that is made."""
+    def findings(self, store: Store) -> list[Finding]:
+        """What the comparison found."""
         return read(store.load(self.stage).folder)
 
 
@@ -204,14 +204,14 @@ def of_arm(checks: Iterable[Check], arm: str) -> list[Check]:
 
 def facts(checks: Sequence[Check], store: Store) -> dict[str, Any]:
     """Of an arm's comparisons that are made: action and counts by side, and the first findings."""
-    made = [check for check in checks if check.made(store)]
-    found: dict[str, Any] = {}
+    built = [check for check in checks if check.is_built(store)]
+    sides: dict[str, Any] = {}
     first: list[Finding] = []
-    for check in made:
+    for check in built:
         info = store.load(check.stage).info
-        found[check.side] = {"action": check.action, **info}
-        first += check.found(store)[: SHOWN - len(first)]
-    return {**found, "first": [asdict(finding) for finding in first]} if made else {}
+        sides[check.side] = {"action": check.action, **info}
+        first += check.findings(store)[: SHOWN - len(first)]
+    return {**sides, "first": [asdict(finding) for finding in first]} if built else {}
 
 
 def refusal(checks: Iterable[Check], store: Store) -> str:
@@ -219,11 +219,11 @@ def refusal(checks: Iterable[Check], store: Store) -> str:
     refused: dict[str, list[Finding]] = {}
     for check in checks:
         if check.action == REFUSE:
-            refused.setdefault(check.arm or MAIN, []).extend(check.found(store))
+            refused.setdefault(check.arm or MAIN, []).extend(check.findings(store))
     parts = [
-        ("" if arm == MAIN else f"arm {arm}: ") + describe(sorted(found, key=lambda f: f.side))
-        for arm, found in refused.items()
-        if found
+        ("" if arm == MAIN else f"arm {arm}: ") + describe(sorted(findings, key=lambda f: f.side))
+        for arm, findings in refused.items()
+        if findings
     ]
     return "\n".join([*parts, "`cotsieve overlap` lists all of them"]) if parts else ""
 
@@ -233,7 +233,7 @@ def outlook(checks: Iterable[Check], store: Store) -> list[str]:
     lines = []
     for check in checks:
         head = f"Overlap: {check.title} are compared with {check.sets} before anything is trained; "
-        if not check.made(store):
+        if not check.is_built(store):
             lines.append(f"{head}what stands in both {OUTCOMES[check.action][0]}.")
             continue
         rows = store.load(check.stage).info["rows"]
@@ -250,7 +250,7 @@ def picture(checks: Iterable[Check], store: Store) -> list[dict[str, Any]]:
             "action": check.action,
             "with": check.sets,
             "rows": store.load(check.stage).info["rows"],
-            "findings": [asdict(finding) for finding in check.found(store)],
+            "findings": [asdict(finding) for finding in check.findings(store)],
         }
         for check in checks
     ]
@@ -260,11 +260,11 @@ def listing(checks: Iterable[Check], store: Store) -> list[str]:
     """Every finding of every comparison, for a reader."""
     lines, refused = [], []
     for check in checks:
-        found = check.found(store)
-        outcome = f" ({OUTCOMES[check.action][1]}):" if found else ": no overlap"
-        lines += [f"{check.title} and {check.sets}{outcome}", *overlap_counts(found)]
-        lines += [line for finding in found for line in finding_lines(finding)]
-        refused += found if check.action == REFUSE else []
+        findings = check.findings(store)
+        outcome = f" ({OUTCOMES[check.action][1]}):" if findings else ": no overlap"
+        lines += [f"{check.title} and {check.sets}{outcome}", *overlap_counts(findings)]
+        lines += [line for finding in findings for line in finding_lines(finding)]
+        refused += findings if check.action == REFUSE else []
     return [*lines, remedy(refused)] if refused else lines
 
 

@@ -127,7 +127,7 @@ class Run:
         summary.stored = sum(cell.stored(self.store) for cell in self.cells)
         view.begin(self.cells, [*first, *rest], self.scheduler.workers)
         self.scheduler.run(first, view)
-        compared = all(check.made(self.store) for check in self.plan.checks)
+        compared = all(check.is_built(self.store) for check in self.plan.checks)
         if compared and (refused := refusal(self.plan.checks, self.store)):
             raise ValueError(refused)
         recorder = Recorder(self.plan, self.store, self.results, self.cells)

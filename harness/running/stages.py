@@ -143,9 +143,9 @@ class SharedStages:
             evaluate = self.experiment.evaluate
             recipe = BuiltinItemsRecipe(task, evaluate.items, evaluate.seed)
         else:
-            known = [*testbed.TASKS, *BENCHMARKS, *self.file_tasks]
+            tasks = [*testbed.TASKS, *BENCHMARKS, *self.file_tasks]
             raise ValueError(
-                f"{self.file}: evaluate.tasks holds {task!r}; expected one of {known} "
+                f"{self.file}: evaluate.tasks holds {task!r}; expected one of {tasks} "
                 "(a local file becomes a task with a [[task]] table)"
             )
         return Stage(recipe, f"items of {task}", parents, path)

@@ -37,14 +37,14 @@ CHECKOUT = Path(__file__).parents[2] / "selectors"
 
 def folders() -> tuple[Path, ...]:
     """Folders that are searched; ValueError where `COTSIEVE_SELECTORS` names something else."""
-    own = SHIPPED if SHIPPED.is_dir() else CHECKOUT
+    shipped = SHIPPED if SHIPPED.is_dir() else CHECKOUT
     named = [
         Path(text).resolve() for text in os.environ.get(VARIABLE, "").split(os.pathsep) if text
     ]
     for folder in named:
         if not folder.is_dir():
             raise ValueError(f"{VARIABLE} names {str(folder)!r}; expected existing folders")
-    return tuple(dict.fromkeys([own, *named]))
+    return tuple(dict.fromkeys([shipped, *named]))
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def source(name: str) -> Path | None:
     plugin = _plugin(name)
     if plugin.file is not None:
         return plugin.file
-    found = inspect.getsourcefile(find(name))
-    return Path(found) if found else None
+    file = inspect.getsourcefile(find(name))
+    return Path(file) if file else None
 
 
 def code_hash(name: str) -> str:
@@ -124,25 +124,25 @@ def build(name: str, params: Mapping[str, Any]) -> Selector:
 
 
 def _plugin(name: str) -> Plugin:
-    known = _plugins()
-    if name not in known:
+    plugins = _plugins()
+    if name not in plugins:
         raise ValueError(
-            f"unknown selector {name!r}{_close(name, known)}; "
-            f"expected one of: {', '.join(sorted(known))}"
+            f"unknown selector {name!r}{_close(name, plugins)}; "
+            f"expected one of: {', '.join(sorted(plugins))}"
         )
-    return known[name]
+    return plugins[name]
 
 
 def _plugins() -> dict[str, Plugin]:
-    known: dict[str, Plugin] = {}
+    by_name: dict[str, Plugin] = {}
     for plugin in [*_files(), *_entries()]:
-        if plugin.name in known:
+        if plugin.name in by_name:
             raise ValueError(
-                f"selector name {plugin.name!r} is used by {known[plugin.name].place} "
+                f"selector name {plugin.name!r} is used by {by_name[plugin.name].place} "
                 f"and by {plugin.place}; expected one of them to be renamed"
             )
-        known[plugin.name] = plugin
-    return known
+        by_name[plugin.name] = plugin
+    return by_name
 
 
 def _files() -> Iterator[Plugin]:
@@ -189,9 +189,9 @@ def _from_file(file: Path) -> type[Selector]:
         and not key.startswith("_")
     ]
     if len(classes) != 1:
-        found = ", ".join(cls.__name__ for cls in classes) or "none"
+        listed = ", ".join(cls.__name__ for cls in classes) or "none"
         raise ValueError(
-            f"{file}: has {len(classes)} public Selector classes ({found}); expected exactly one"
+            f"{file}: has {len(classes)} public Selector classes ({listed}); expected exactly one"
         )
     if inspect.isabstract(classes[0]):
         lacking = ", ".join(sorted(classes[0].__abstractmethods__))
@@ -246,8 +246,8 @@ def _described(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not parts else str(hint)
 
 
-def _close(word: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
+def _close(word: str, names: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(names), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -13,7 +13,7 @@ from harness.experiment.stage import with_ancestors
 from harness.experiment.store import Store
 from harness.influence import Curvature, CurvatureOptions, fit
 from harness.influence.costs import fit_operations
-from harness.running import cell_record, costs, facts, plan
+from harness.running import cell_record, facts, plan
 from harness.running.recipes import CurvatureRecipe, FeaturesRecipe, InfluenceRecipe
 from harness.running.run import protocol_of
 from harness.running.workspace import build as build_stage
@@ -156,11 +156,11 @@ def test_one_curvature_serves_strategies_fractions_and_self_influence(filled):
 def test_costs_are_counted_once_for_each_part(filled):
     store, made = filled
     curvature = json.loads(kinds(store, "curvature")[0].read_text())
-    cost = costs.selection_cost(made.cell("influence/combined@0.5#3").subset, store)
+    cost = cell_record.selection_cost(made.cell("influence/combined@0.5#3").subset, store)
     parts = cost["select_parts"]
     assert set(parts) == {"choose", "reference", "answers", "curvature", "influence"}
     assert parts["curvature"] == curvature["seconds"]
-    single = costs.selection_cost(made.cell("self_influence@0.5#3").subset, store)
+    single = cell_record.selection_cost(made.cell("self_influence@0.5#3").subset, store)
     assert set(single["select_parts"]) == {"choose", "reference", "curvature"}
     assert cost["select_flops"] > single["select_flops"] > 0
     parameters = toy.models()[0].num_parameters()
@@ -175,7 +175,7 @@ def test_costs_are_counted_once_for_each_part(filled):
 def test_a_row_that_looks_at_another_costs_what_that_one_costs(filled):
     store, made = filled
     cells = ("random/matched@0.5#3", "influence/combined@0.5#3")
-    own, seen = (costs.selection_cost(made.cell(name).subset, store) for name in cells)
+    own, seen = (cell_record.selection_cost(made.cell(name).subset, store) for name in cells)
     assert own["select_flops"] == seen["select_flops"] > 0  # drawing costs no operation of its own
     assert own["select_seconds"] > seen["select_seconds"]
     for part in ("reference", "answers", "curvature", "influence"):

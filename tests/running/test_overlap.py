@@ -162,7 +162,7 @@ class World:
     def compared(self, made):
         self.make(*(check.stage for check in made.checks))
         found = [
-            f for check in overlap.of_arm(made.checks, "main") for f in check.found(self.store)
+            f for check in overlap.of_arm(made.checks, "main") for f in check.findings(self.store)
         ]
         return [(f.side, f.id, f.other, f.item, f.rule) for f in found]
 

@@ -8,7 +8,7 @@ import pytest
 from harness.experiment import config
 from harness.experiment.stage import with_ancestors
 from harness.experiment.store import Store
-from harness.running import costs, forecast, plan
+from harness.running import cell_record, forecast, plan
 from harness.running.recipes import TrajectoryRecipe
 from harness.running.workspace import build as build_stage
 from harness.running.workspace import load_model
@@ -136,7 +136,7 @@ def test_from_the_file_to_the_chosen_ids(made, store, row):
     columns = read_scores(store.folder(scores))
     order = np.argsort(-np.asarray(columns["score"]), kind="stable")[:24]
     assert set(chosen) == {columns["id"][p] for p in order}
-    cost = costs.selection_cost(subset, store)
+    cost = cell_record.selection_cost(subset, store)
     training = {"gradcos": "reference", "self_influence": "reference"}.get(row, "trajectory")
     fitted = {"curvature"} if row == "self_influence" else set()
     assert set(cost["select_parts"]) == {"choose", training} | fitted
@@ -150,7 +150,7 @@ def test_from_the_file_to_the_chosen_ids(made, store, row):
     expected = parameters * (6 * run.info["train"]["tokens"] + scoring)
     assert cost["select_flops"] == pytest.approx(expected)
     if training == "reference":
-        spent = costs.training_flops(run_stage, store)
+        spent = cell_record.training_flops(run_stage, store)
         assert spent == 6 * parameters * run.info["train"]["tokens"]
 
 
