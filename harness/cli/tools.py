@@ -92,7 +92,7 @@ def influence(
     Needs no experiment file. A higher score means that more training on the example raises the
     log-probability of the queries' responses. The same command continues a run that was stopped.
     """
-    from harness.experiment.progress import Bars
+    from harness.experiment.progress import ProgressBars
     from harness.influence import from_files
     from harness.influence.options import options_from
 
@@ -128,7 +128,9 @@ def influence(
         use_curvature=use_curvature,
     )
     with resumable():
-        summary = from_files.run(request, Bars(err), lambda text: print_lines([text], console=err))
+        summary = from_files.run(
+            request, ProgressBars(err), lambda text: print_lines([text], console=err)
+        )
     if as_json:
         print_json(summary)
     else:
@@ -158,10 +160,10 @@ def grade(
     columns. Rows that cannot be read are reported by number and left out.
     """
     from harness.evaluation import grade_file
-    from harness.experiment.progress import Bars
+    from harness.experiment.progress import ProgressBars
 
     columns = {"response": response, "answer": answer, "id": id_column}
-    graded = grade_file.grade_file(file, benchmark(task), **columns, progress=Bars(err))
+    graded = grade_file.grade_file(file, benchmark(task), **columns, progress=ProgressBars(err))
     target = out_file or file.with_suffix(".graded.jsonl")
     grade_file.write(graded, target)
     skipped = (f"row {number} is left out: {reason}" for number, reason in graded.malformed)

@@ -28,7 +28,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class Bars:
+class ProgressBars:
     """Progress bars of long loops, with the time left: one line each, plain lines elsewhere.
 
     `bars(iterable, description, total)` hands the iterable through.

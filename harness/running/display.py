@@ -19,7 +19,7 @@ from harness.running.workers import Workers
 
 
 class View:
-    """What a run tells while it goes on; this one shows nothing, for tests and programs."""
+    """What a run shows while it goes on; this one shows nothing, for tests and programs."""
 
     def begin(self, cells: Sequence[Any], jobs: Sequence[Job], workers: int) -> None:
         """The run starts with this much to do."""

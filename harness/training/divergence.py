@@ -1,4 +1,4 @@
-"""Tells a training run that has gone wrong while it runs."""
+"""Detects a diverging training run while it runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ WINDOW = 8
 
 
 class TrainingDiverged(RuntimeError):
-    """A training run left the road: its loss is not finite or far above where it began."""
+    """A training run diverged: its loss is not finite or far above where it began."""
 
     def __init__(self, step: int, reason: str) -> None:
         super().__init__(f"training diverged at step {step}: {reason}")
         self.step = step
 
 
-class Watch:
+class DivergenceMonitor:
     """Collects the loss of every step and raises TrainingDiverged.
 
     A run has diverged when a loss is not finite, or when `WINDOW` steps in a row lie above

@@ -28,7 +28,7 @@ from harness.experiment.progress import Progress, no_progress
 from harness.experiment.settings import TrainingRecipe
 from harness.training.checkpoint import save
 from harness.training.determinism import isolated
-from harness.training.divergence import TrainingDiverged, Watch
+from harness.training.divergence import DivergenceMonitor, TrainingDiverged
 
 if TYPE_CHECKING:
     import torch
@@ -100,21 +100,23 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     with isolated(int(torch_seed.generate_state(1)[0]), recipe.threads, device):
         model = _load(model_dir, recipe)
-        watch = Watch(start_steps=math.ceil(32 / recipe.batch_size), vocabulary=_vocabulary(model))
+        monitor = DivergenceMonitor(
+            start_steps=math.ceil(32 / recipe.batch_size), vocabulary=_vocabulary(model)
+        )
         rates: list[float] = []
-        trainer = _trainer(model, subset, order, recipe, out, device, watch, rates, progress)
+        trainer = _trainer(model, subset, order, recipe, out, device, monitor, rates, progress)
         if step_end is not None:
             trainer.add_callback(_calling(step_end, rates))
         trainer.train()
-        watch.settle()
-        _check_weights(model, len(watch.losses))
+        monitor.settle()
+        _check_weights(model, len(monitor.losses))
         save(model, model_dir, out, recipe.method, recipe.precision)
         del model, trainer
         _release(device)
     lengths = np.array([len(tokens) for tokens in subset.input_ids])
-    tail = watch.losses[-max(1, len(watch.losses) // 10) :]
+    tail = monitor.losses[-max(1, len(monitor.losses) // 10) :]
     log = TrainLog(
-        steps=len(watch.losses),
+        steps=len(monitor.losses),
         examples=len(order),
         tokens=int(lengths[order].sum()),
         trainable_tokens=int(subset.response_lengths[order].sum()),
@@ -123,7 +125,7 @@ def train(
         learning_rate_first=rates[0],
         learning_rate_last=rates[-1],
         seconds=time.perf_counter() - started,
-        losses=tuple(watch.losses),
+        losses=tuple(monitor.losses),
     )
     log.save(out)
     return log
@@ -234,11 +236,11 @@ def _trainer(
     recipe: TrainingRecipe,
     out: Path,
     device: str,
-    watch: Watch,
+    monitor: DivergenceMonitor,
     rates: list[float],
     progress: Progress,
 ) -> Trainer:
-    """A Trainer that reads `order` off, reports to `watch` and saves nothing itself."""
+    """A Trainer that reads `order` off, reports to `monitor` and saves nothing itself."""
     from torch.utils.data import DataLoader, SequentialSampler
     from transformers import PrinterCallback, Trainer, TrainerCallback
 
@@ -246,7 +248,7 @@ def _trainer(
     pad_id = getattr(model.config, "pad_token_id", None) or 0
     steps = math.ceil(len(positions) / recipe.batch_size)
     micro = recipe.micro_batch or recipe.batch_size
-    watch.every = 1 if device == "cpu" else 16
+    monitor.every = 1 if device == "cpu" else 16
 
     def batch(rows: list[int]) -> dict[str, torch.Tensor]:
         made = collate(subset, rows, pad_id)
@@ -256,7 +258,7 @@ def _trainer(
         return made
 
     class Cell(Trainer):  # type: ignore[misc]
-        """Trainer with our order and our watch over the loss."""
+        """Trainer with our order and our monitor over the loss."""
 
         micro_losses: list[torch.Tensor]
 
@@ -272,7 +274,7 @@ def _trainer(
             loss: torch.Tensor = super().training_step(*args, **kwargs)
             self.micro_losses.append(loss)
             if self.accelerator.sync_gradients:
-                watch.add(sum(self.micro_losses[1:], self.micro_losses[0]))
+                monitor.add(sum(self.micro_losses[1:], self.micro_losses[0]))
                 self.micro_losses = []
             return loss
 
@@ -331,7 +333,7 @@ def _arguments(recipe: TrainingRecipe, steps: int, out: Path, device: str) -> An
         bf16=recipe.precision == "bfloat16",
         gradient_checkpointing=recipe.gradient_checkpointing,
         use_cpu=device == "cpu",
-        # Nothing is logged or saved on the way: the watch keeps the losses, `train` saves.
+        # Nothing is logged or saved on the way: the monitor keeps the losses, `train` saves.
         save_strategy="no",
         logging_strategy="no",
         logging_nan_inf_filter=False,

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from harness.data.pool import Pool
 from harness.experiment.settings import TrainingRecipe
-from harness.training.divergence import Watch
+from harness.training.divergence import DivergenceMonitor
 from harness.training.train import TrainingDiverged, TrainLog, check_subset, example_order, train
 
 RECIPE = TrainingRecipe(learning_rate=3e-3, max_tokens=16, epochs=2, batch_size=4)
@@ -178,7 +178,7 @@ def test_refuses_what_cannot_be_trained_on(pool: Pool) -> None:
 
 
 def test_watch_names_the_step_of_a_nan_even_when_it_looks_late() -> None:
-    watch = Watch(start_steps=1, vocabulary=100, every=4)
+    watch = DivergenceMonitor(start_steps=1, vocabulary=100, every=4)
     for value in (1.0, 2.0, math.nan):
         watch.add(torch.tensor(value))
     with pytest.raises(TrainingDiverged, match="nan") as caught:
@@ -200,7 +200,7 @@ def test_watch_names_the_step_of_a_nan_even_when_it_looks_late() -> None:
     ],
 )
 def test_watch_rule(start: float, level: float, bad: bool) -> None:
-    watch = Watch(start_steps=1, vocabulary=100)
+    watch = DivergenceMonitor(start_steps=1, vocabulary=100)
     steps = [start, *[level] * 7, start, *[level] * 7]  # never eight in a row
     for value in steps:
         watch.add(torch.tensor(value))

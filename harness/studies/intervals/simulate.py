@@ -19,7 +19,7 @@ import numpy as np
 import tomli_w
 from rich.console import Console
 
-from harness.experiment.progress import Bars, Progress, no_progress
+from harness.experiment.progress import Progress, ProgressBars, no_progress
 from harness.experiment.records import provenance, write_atomic
 from harness.running.job import reporting
 from harness.running.workers import Outcome as JobOutcome
@@ -327,7 +327,7 @@ def run(protocol: Protocol, folder: Path, workers: int, console: Console) -> Non
 
     # The longest first: the rest fills the other cores.
     jobs = [Job(place, protocol) for place in sorted(missing, key=lambda place: -place.work)]
-    for ended in Bars(console)(_simulated(jobs, workers), "simulating", len(jobs)):
+    for ended in ProgressBars(console)(_simulated(jobs, workers), "simulating", len(jobs)):
         if ended.error is not None:
             raise RuntimeError(f"{ended.job.place}: {ended.error['message']}")
         counts[ended.job.place] = ended.result
