@@ -370,6 +370,14 @@ def test_every_request_has_a_row():
     assert listed == {name for name in harness.__all__ if name in requests} == requests
 
 
+def test_every_curvature_has_a_row():
+    from harness.influence.options import CHOICES
+
+    section = (ROOT / "docs/influence.md").read_text().partition("## Curvature")[2]
+    listed = [cells[0].strip("`") for cells in table_rows(section.partition("\n## ")[0])[1:]]
+    assert tuple(listed) == CHOICES["kind"]
+
+
 MODELS = {
     "[pool]": settings.PoolConfig,
     "[query]": settings.QueryConfig,
