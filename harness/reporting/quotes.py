@@ -53,11 +53,6 @@ class Text:
         return len(self.kept) < self.length
 
 
-def shortened(text: str, limit: int = LIMIT) -> Text:
-    """The first `limit` characters of a text."""
-    return Text(text[:limit], len(text))
-
-
 def examples_file(arm: str) -> str:
     """Name of the file that holds the texts of an arm's pool."""
     return "examples.parquet" if arm == "main" else f"examples-{arm}.parquet"
@@ -86,9 +81,9 @@ def _measured(frame: pd.DataFrame, columns: Sequence[str], whole: bool) -> pd.Da
     """Texts, cut unless `whole`, and beside each the characters that it has in full."""
     kept = frame.reset_index(drop=True)
     for name in columns:
-        texts = kept[name].astype(str)
-        kept[name] = texts if whole else texts.str[:LIMIT]
-        kept[f"{name}_length"] = texts.str.len()
+        texts = [str(text) for text in kept[name]]
+        kept[name] = texts if whole else [text[:LIMIT] for text in texts]
+        kept[f"{name}_length"] = [len(text) for text in texts]
     return kept
 
 
@@ -355,14 +350,15 @@ def finished(results: Results, row: str) -> tuple[Cell, ...]:
 
 def items(results: Results) -> Items | None:
     """Counts of every item at the middle fraction; None where nothing is finished."""
-    fraction = results.middle
     rows = [row for row in results.rows if finished(results, row)]
     if not rows:
         return None
     outcomes = results.outcomes
-    own = outcomes["row"].map(OWN).fillna(fraction)
-    part = outcomes[outcomes["fraction"] == own]
-    keys = _keys(results, part)
+    part = outcomes[outcomes["fraction"] == outcomes["row"].map(OWN).fillna(results.middle)]
+    pairs = part[["task", "item"]].drop_duplicates()
+    place = {task: i for i, task in enumerate(results.tasks)}
+    pairs = pairs.assign(place=pairs["task"].map(place)).sort_values(["place", "item"])
+    keys = pd.MultiIndex.from_frame(pairs[["task", "item"]])
     by_seed = part.groupby(["row", "task", "item", "seed"])["correct"].agg(["sum", "size"])
     sums = by_seed.groupby(["row", "task", "item"]).sum()
     shares = (by_seed["sum"] / by_seed["size"]).groupby(["row", "task", "item"])
@@ -375,7 +371,7 @@ def items(results: Results) -> Items | None:
     return Items(
         keys=tuple(keys),
         rows=tuple(rows),
-        fraction=fraction,
+        fraction=results.middle,
         right=np.nan_to_num(table(sums["sum"])).astype(np.int64),
         asked=np.nan_to_num(table(sums["size"])).astype(np.int64),
         between=table(spread).astype(np.float64),
@@ -384,27 +380,19 @@ def items(results: Results) -> Items | None:
     )
 
 
-def _keys(results: Results, part: pd.DataFrame) -> pd.MultiIndex:
-    """Task and item, tasks in the order of the protocol."""
-    pairs = part[["task", "item"]].drop_duplicates()
-    place = {task: i for i, task in enumerate(results.tasks)}
-    pairs = pairs.assign(place=pairs["task"].map(place)).sort_values(["place", "item"])
-    return pd.MultiIndex.from_frame(pairs[["task", "item"]])
-
-
 def _above_zero(values: Numbers) -> Integers:
-    """Integers with a value above 0, the largest first; equal ones keep their order."""
+    """Positions with a value above 0, the largest first; equal ones keep their order."""
     order = _order(-values)
     return order[np.round(values, 9)[order] > 0]
 
 
 def shown_examples(results: Results) -> tuple[str, ...]:
     """Ids of the examples whose texts a page shows."""
-    chosen = choices(results)
-    return tuple(chosen.ids[p] for p in chosen.lists().positions) if chosen is not None else ()
+    pool = choices(results)
+    return () if pool is None else tuple(pool.ids[p] for p in pool.lists().positions)
 
 
 def shown_questions(results: Results) -> tuple[tuple[str, str], ...]:
     """Task and item of the questions whose texts a page shows."""
-    asked = items(results)
-    return tuple(asked.keys[p] for p in asked.lists().positions) if asked is not None else ()
+    grid = items(results)
+    return () if grid is None else tuple(grid.keys[p] for p in grid.lists().positions)

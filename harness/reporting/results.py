@@ -102,12 +102,10 @@ class Results:
     def again(self) -> tuple[str, ...]:
         """A/A controls: rows with the selector and the parameters of the reference."""
         entries = {entry["row"]: entry for entry in self.protocol["rows"]}
-        mine = entries.get(self.reference, {})
-        if mine.get("selector") is None:
+        reference = entries.pop(self.reference, {})
+        if reference.get("selector") is None:
             return ()
-        same = {**mine, "row": None}
-        found = [row for row, entry in entries.items() if {**entry, "row": None} == same]
-        return tuple(row for row in found if row != self.reference)
+        return tuple(row for row, entry in entries.items() if {**reference, "row": row} == entry)
 
     @property
     def alpha(self) -> float:
@@ -136,10 +134,11 @@ class Results:
     @cached_property
     def groups(self) -> dict[tuple[str, float], tuple[Cell, ...]]:
         """Every row and fraction of the protocol with its cells, in protocol order."""
-        found: dict[tuple[str, float], tuple[Cell, ...]] = {}
+        groups: dict[tuple[str, float], tuple[Cell, ...]] = {}
         for cell in self.cells:
-            found[cell.row, cell.fraction] = (*found.get((cell.row, cell.fraction), ()), cell)
-        return found
+            key = (cell.row, cell.fraction)
+            groups[key] = (*groups.get(key, ()), cell)
+        return groups
 
     @cached_property
     def grid(self) -> Grid | None:
@@ -161,10 +160,7 @@ class Results:
 
     def selection(self, row: str, fraction: float) -> pd.DataFrame | None:
         """Chosen flags and scores of a row's first stored seed, or None."""
-        for cell in self.groups.get((row, fraction), ()):
-            if cell.status == "done" and cell.record.get("selection"):
-                return self._stored(cell.record["selection"])
-        return None
+        return next(iter(self.selections(row, fraction).values()), None)
 
     @cached_property
     def noise(self) -> Mapping[str, Mapping[str, Any]]:
@@ -178,11 +174,11 @@ class Results:
 
 def mean_cost(cells: Iterable[Cell], name: str, *, whole: bool = False) -> float:
     """Mean cost of the finished cells that know it; nan without one, if `whole` also with a gap."""
-    found = [cell.costs.get(name) for cell in cells if cell.status == "done"]
-    known = [float(value) for value in found if value is not None]
-    if not known or (whole and len(known) < len(found)):
+    costs = [cell.costs.get(name) for cell in cells if cell.status == "done"]
+    values = [float(cost) for cost in costs if cost is not None]
+    if not values or (whole and len(values) < len(costs)):
         return math.nan
-    return math.fsum(known) / len(known)
+    return math.fsum(values) / len(values)
 
 
 def mean_parts(cells: Sequence[Cell]) -> dict[str, float]:
@@ -206,56 +202,41 @@ def load(folder: Path) -> tuple[Results, ...]:
     """Read results/<experiment>/: one `Results` per arm, the main one first."""
     protocol = _toml(folder / "protocol.toml")
     newest = {(r["arm"], r["row"], r["fraction"], r["seed"]): r for r in _records(folder)}
-    found = _fractions(protocol)
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    return tuple(
-        _arm(folder, protocol, arm, tuple(found), fractions, newest, facts)
-        for arm, fractions in found.items()
-    )
+    rows = tuple(entry["row"] for entry in protocol["rows"])
+    tasks, seeds = tuple(protocol["tasks"]), tuple(protocol["seeds"])
+    arms = {arm: tuple(sorted(own)) for arm, own in _fractions(protocol).items()}
+
+    def read(arm: str, fractions: tuple[float, ...]) -> Results:
+        cells = []
+        for row, fraction, seed in _planned(rows, fractions, seeds):
+            name = f"{row}@{fraction:g}#{seed}"
+            record = newest.get((arm, row, fraction, seed), {"cell": name, "status": "missing"})
+            stored = record if record["status"] != "missing" else {}
+            cells.append(Cell(record["cell"], row, fraction, seed, record["status"], stored))
+        pool = folder / ("pool.parquet" if arm == MAIN else f"pool-{arm}.parquet")
+        return Results(
+            folder=folder,
+            arm=arm,
+            arms=tuple(arms),
+            protocol=protocol,
+            rows=rows,
+            fractions=fractions,
+            seeds=seeds,
+            tasks=tasks,
+            cells=tuple(cells),
+            outcomes=_outcomes(folder, cells, tasks),
+            facts=facts | facts.get("arms", {}).get(arm, {}),
+            pool=pd.read_parquet(pool) if pool.is_file() else None,
+        )
+
+    return tuple(read(arm, fractions) for arm, fractions in arms.items())
 
 
 def _fractions(protocol: Mapping[str, Any]) -> dict[str, list[float]]:
     """The fractions of every arm, the main one first."""
-    found = {MAIN: protocol["fractions"]}
-    for arm in protocol.get("arm", ()):
-        found[arm["name"]] = arm.get("fractions") or protocol["fractions"]
-    return found
-
-
-def _arm(
-    folder: Path,
-    protocol: Mapping[str, Any],
-    arm: str,
-    arms: tuple[str, ...],
-    fractions: list[float],
-    newest: Mapping[tuple[str, str, float, int], Mapping[str, Any]],
-    facts: Mapping[str, Any],
-) -> Results:
-    rows = tuple(entry["row"] for entry in protocol["rows"])
-    tasks, seeds = tuple(protocol["tasks"]), tuple(protocol["seeds"])
-    cells = []
-    for row, fraction, seed in _planned(rows, tuple(sorted(fractions)), seeds):
-        found = newest.get((arm, row, fraction, seed))
-        if found is None:
-            name = f"{row}@{fraction:g}#{seed}"
-            cells.append(Cell(name, row, fraction, seed, "missing", {}))
-        else:
-            cells.append(Cell(found["cell"], row, fraction, seed, found["status"], found))
-    pool = folder / ("pool.parquet" if arm == MAIN else f"pool-{arm}.parquet")
-    return Results(
-        folder=folder,
-        arm=arm,
-        arms=arms,
-        protocol=protocol,
-        rows=rows,
-        fractions=tuple(sorted(fractions)),
-        seeds=seeds,
-        tasks=tasks,
-        cells=tuple(cells),
-        outcomes=_outcomes(folder, cells, tasks),
-        facts=facts | facts.get("arms", {}).get(arm, {}),
-        pool=pd.read_parquet(pool) if pool.is_file() else None,
-    )
+    arms = {arm["name"]: arm.get("fractions") for arm in protocol.get("arm", ())}
+    return {arm: own or protocol["fractions"] for arm, own in {MAIN: None, **arms}.items()}
 
 
 def _planned(
@@ -290,10 +271,10 @@ def _outcomes(folder: Path, cells: list[Cell], tasks: tuple[str, ...]) -> pd.Dat
 def _samples(path: Path, tasks: tuple[str, ...]) -> pyarrow.Table:
     """One cell's samples in order; missing in `TRUNCATED` means that it was not recorded."""
     with pyarrow.parquet.ParquetFile(path) as file:
-        known = TRUNCATED in file.schema_arrow.names
-        samples = file.read(columns=[*SAMPLE_COLUMNS, *([TRUNCATED] if known else [])])
-    samples = samples.select([*SAMPLE_COLUMNS, *([TRUNCATED] if known else [])])
-    if not known:
+        recorded = TRUNCATED in file.schema_arrow.names
+        columns = [*SAMPLE_COLUMNS, *([TRUNCATED] if recorded else [])]
+        samples = file.read(columns=columns).select(columns)
+    if not recorded:
         samples = samples.append_column(TRUNCATED, pyarrow.nulls(len(samples), pyarrow.bool_()))
     present = set(samples["task"].unique().to_pylist())
     absent = [task for task in tasks if task not in present]
