@@ -117,7 +117,7 @@ def _pairs(frame: pd.DataFrame, key: str, columns: tuple[str, str]) -> dict[Any,
 
 @dataclass(frozen=True)
 class Lists:
-    """Integers of the entries on a page: by order over all rows, and by a row's own two lists."""
+    """Positions of the entries on a page: by order over all rows, and by a row's own two lists."""
 
     orders: Mapping[str, tuple[int, ...]]
     own: Mapping[str, Mapping[str, tuple[int, ...]]]
@@ -145,7 +145,7 @@ def _own_lists(
 
 
 def _order(*keys: Numbers) -> Integers:
-    """Integers by the first key, then the next, the smallest first; equal ones keep their order.
+    """Positions by the first key, then the next, the smallest first; equal ones keep their order.
 
     Rounded, since means of thirds are equal on paper only.
     """
@@ -196,7 +196,7 @@ class Choices:
         return np.asarray(np.mean([chosen.share for chosen in self.judged], axis=0))
 
     def orders(self) -> Mapping[str, Integers]:
-        """Integers by keep share, by pruning and by disagreement.
+        """Positions by keep share, by pruning and by disagreement.
 
         Disagreement is the variance of the keep share between rows. Where that is equal the
         places that the rows' scores give decide, and then the order of the pool.
@@ -322,7 +322,7 @@ class Items:
         return np.round(change, 9)
 
     def orders(self) -> Mapping[str, Integers]:
-        """Integers by the variance of accuracy between rows, and by that between seeds."""
+        """Positions by the variance of accuracy between rows, and by that between seeds."""
         judged = list(self.judged)
         varied = pd.DataFrame(self.accuracy[judged]).var(ddof=0)  # of the rows that were asked
         between = np.nan_to_num(self.between[judged])

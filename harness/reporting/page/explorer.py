@@ -18,23 +18,7 @@ import pandas as pd
 import pyarrow.parquet
 
 from harness.reporting import numbers, quotes
-from harness.reporting.quotes import (
-    APART,
-    BEST,
-    KEPT,
-    LOST,
-    PRUNED,
-    ROWS,
-    SEEDS,
-    TOP,
-    WON,
-    WORST,
-    Choices,
-    Items,
-    Lists,
-    RowChoices,
-    Text,
-)
+from harness.reporting.quotes import Choices, Items, Lists, RowChoices, Text
 from harness.reporting.results import TRUNCATED, Results
 
 FEW = 5
@@ -83,11 +67,10 @@ def _explorer(
         if rows
     }
     data = parts.pop("data") | {
-        "top": TOP,
+        "top": quotes.TOP,
         "entries": [{k: v for k, v in entry.items() if k != "summary"} for entry in entries],
         "orders": orders,
         "own": own,
-        "tags": list(dict.fromkeys(entry["tag"] for entry in entries if entry["tag"])),
     }
     few = tuple(
         (titles[name], tuple(entries[i] for i in order[:FEW])) for name, order in orders.items()
@@ -104,15 +87,15 @@ def examples(results: Results) -> Explorer | None:
     lists = choices.lists()
     entries = _example_entries(results, choices, lists)
     of = f"{len(choices.ids):,}"
-    found = _explorer(
+    return _explorer(
         lists,
         entries,
         {
-            KEPT: "Most kept",
-            PRUNED: "Most pruned",
-            APART: "Rows disagree most",
-            BEST: "Best by a row's score",
-            WORST: "Worst by a row's score",
+            quotes.KEPT: "Most kept",
+            quotes.PRUNED: "Most pruned",
+            quotes.APART: "Rows disagree most",
+            quotes.BEST: "Best by a row's score",
+            quotes.WORST: "Worst by a row's score",
         },
         name="examples",
         title="Examples",
@@ -123,10 +106,9 @@ def examples(results: Results) -> Explorer | None:
             "caption": "Scores, row by row, of",
             "heads": ["Row", "Kept", "Score", f"Place of {of}", "Further scores"],
             "rows": [chosen.row for chosen in choices.rows],
+            "tags": sorted({entry["tag"] for entry in entries if entry["tag"]}),
         },
     )
-    found.data["tags"].sort()
-    return found
 
 
 def _about_examples(results: Results, choices: Choices, entries: Sequence[Entry]) -> str:
@@ -188,10 +170,13 @@ def _lengths(results: Results, position: int) -> list[str]:
     if results.pool is None:
         return []
     line = results.pool.iloc[position]
-    known = ((line.get(name), noun) for name, noun in
-             (("response_tokens", "token"), ("steps", "step")))  # fmt: skip
-    return [numbers.plural(int(value), noun) for value, noun in known
-            if value is not None and math.isfinite(value)]  # fmt: skip
+    units = {"response_tokens": "token", "steps": "step"}
+    values = {noun: line.get(name) for name, noun in units.items()}
+    return [
+        numbers.plural(int(value), noun)
+        for noun, value in values.items()
+        if value is not None and math.isfinite(value)
+    ]
 
 
 def _influence(choices: Choices, position: int) -> list[list[str]]:
@@ -253,10 +238,10 @@ def answers(results: Results, best: str) -> Explorer | None:
         lists,
         entries,
         {
-            ROWS: "Rows differ most",
-            SEEDS: "Seeds differ most",
-            WON: f"Won from {results.reference} by a row",
-            LOST: f"Lost to {results.reference} by a row",
+            quotes.ROWS: "Rows differ most",
+            quotes.SEEDS: "Seeds differ most",
+            quotes.WON: f"Won from {results.reference} by a row",
+            quotes.LOST: f"Lost to {results.reference} by a row",
         },
         name="answers",
         title="Answers",
@@ -268,6 +253,7 @@ def answers(results: Results, best: str) -> Explorer | None:
             "caption": "Answers of every row to",
             "heads": ["Row", "Right", *(f"Seed {seed}" for seed in columns)],
             "rows": list(items.rows),
+            "tags": list(dict.fromkeys(entry["tag"] for entry in entries)),
             "reference": reference,
             "columns": columns,
             "seeds": seeds,
