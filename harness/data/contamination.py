@@ -60,41 +60,29 @@ class Finding:
 
 
 def overlaps(
-    pool: Questions,
-    tasks: Mapping[str, Questions],
-    query: Questions | None = None,
+    side: str,
+    rows: Questions,
+    others: Mapping[str, Questions],
     *,
     n: int = WORDS,
     share: float = SHARE,
 ) -> list[Finding]:
-    """Every overlap of pool and tasks, pool and queries, and queries and tasks.
+    """Every overlap of the rows of one set with other sets by name.
 
     One finding per pair of row and item, ordered by sets, rule, falling share and ids, whatever the
     order of the input. The share of two questions is |A & B| / min(|A|, |B|), A and B their sets of
     word n-grams without stock phrases. What two sets share does not depend on a third.
-
-    Raises:
-        ValueError: a task named "pool" or "query"; n below 1; a share outside (0, 1].
     """
     if n < 1:
         raise ValueError(f"n is {n!r}; expected at least 1 word")
     if not 0 < share <= 1:
         raise ValueError(f"share is {share!r}; expected more than 0 and at most 1")
-    for name in (POOL, QUERY):
-        if name in tasks:
-            raise ValueError(f"task {name!r} has the name of another set; expected another name")
     vocabulary: dict[str, int] = {}
-    others = {name: _indexed(rows, n, vocabulary) for name, rows in tasks.items()}
-    rows = _indexed(pool, n, vocabulary)
+    index = _indexed(rows, n, vocabulary)
     findings: list[Finding] = []
     for name, items in others.items():
-        findings += _compared(POOL, rows, name, items, share)
-    if query is not None:
-        queries = _indexed(query, n, vocabulary)
-        findings += _compared(POOL, rows, QUERY, queries, share)
-        for name, items in others.items():
-            findings += _compared(QUERY, queries, name, items, share)
-    return sorted(findings, key=lambda f: (f.side, f.other, f.rule, -f.share, f.id, f.item, f.text))
+        findings += _compared(side, index, name, _indexed(items, n, vocabulary), share)
+    return sorted(findings, key=lambda f: (f.other, f.rule, -f.share, f.id, f.item, f.text))
 
 
 def describe(findings: Sequence[Finding]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from harness.evaluation.backends import ProgressCallback, open_model
-from harness.evaluation.environment import engine_version, generators_kept, quiet
+from harness.evaluation.environment import generators_kept, quiet
 from harness.evaluation.lm_eval_bridge import Task, check_length, evaluate_tasks
 from harness.evaluation.settings import (
     Completion,
@@ -60,7 +60,6 @@ class Engine:
         positions = _config(self.folder).get("max_position_embeddings", settings.max_length)
         self.requested_length = settings.max_length
         self.settings = replace(settings, max_length=min(settings.max_length, positions))
-        self.version = engine_version(settings.name)
         self.verbose = verbose
         self.on_progress = on_progress
         self.weights = ""

@@ -137,18 +137,15 @@ def _is_builtin(stage: Stage) -> bool:
 def build(recipe: OverlapRecipe, work: Workspace) -> dict[str, Any]:
     """Compare data sets: a line for every finding, and how many rows and pairs were found."""
     parents, store = work.stage.parents, work.store
-    tasks = {
+    others = {
         role.removeprefix(ITEMS): _items(parent, store)
         for role, parent in parents.items()
         if role.startswith(ITEMS)
     }
-    queries = _rows(parents["queryset"], store) if "queryset" in parents else None
-    pool = _rows(parents["pool"], store) if "pool" in parents else []
-    findings = [
-        finding
-        for finding in overlaps(pool, tasks, queries, n=recipe.words, share=recipe.share)
-        if finding.side == recipe.side
-    ]
+    if recipe.side == POOL and "queryset" in parents:
+        others[QUERY] = _rows(parents["queryset"], store)
+    rows = _rows(parents["pool" if recipe.side == POOL else "queryset"], store)
+    findings = overlaps(recipe.side, rows, others, n=recipe.words, share=recipe.share)
     frame(findings).to_parquet(work.folder / FINDINGS, index=False)
     pairs = dict(sorted(Counter(finding.other for finding in findings).items()))
     return {"rows": len({finding.id for finding in findings}), "pairs": pairs}

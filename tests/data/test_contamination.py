@@ -9,9 +9,18 @@ import numpy as np
 import pytest
 
 from harness.data import contamination
-from harness.data.contamination import EXCERPT, QUERY, SAME, SHARED, describe, overlaps
+from harness.data.contamination import EXCERPT, POOL, QUERY, SAME, SHARED, describe
 
 WORDS = "amber birch cedar delta ember frost grove heron".split()
+
+
+def overlaps(pool, tasks, query=None, **settings):
+    """All pairs of sets, as a run compares them."""
+    others = tasks if query is None else {**tasks, QUERY: query}
+    findings = contamination.overlaps(POOL, pool, others, **settings)
+    if query is not None:
+        findings += contamination.overlaps(QUERY, query, tasks, **settings)
+    return findings
 
 
 def found(pool, items, **settings):
@@ -294,18 +303,16 @@ def test_nothing_found_in_words():
 
 
 @pytest.mark.parametrize(
-    ("tasks", "settings", "message"),
+    ("settings", "message"),
     [
-        ({"pool": []}, {}, "task 'pool' has the name of another set; expected another name"),
-        ({"query": []}, {}, "task 'query' has the name"),
-        ({}, {"n": 0}, "n is 0; expected at least 1 word"),
-        ({}, {"share": 0.0}, "share is 0.0; expected more than 0"),
-        ({}, {"share": 1.1}, "share is 1.1; expected more than 0 and at most 1"),
+        ({"n": 0}, "n is 0; expected at least 1 word"),
+        ({"share": 0.0}, "share is 0.0; expected more than 0"),
+        ({"share": 1.1}, "share is 1.1; expected more than 0 and at most 1"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(tasks, settings, message):
+def test_settings_that_mean_nothing_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        overlaps([], tasks, **settings)
+        overlaps([], {}, **settings)
 
 
 def real(name):

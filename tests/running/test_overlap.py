@@ -292,6 +292,14 @@ def test_arms_may_differ_in_what_becomes_of_overlaps(world):
     assert overlap.refusal(refused.checks, world.store).startswith("arm dirty: data sets overlap;")
 
 
+@pytest.mark.parametrize("name", ["pool", "query"])
+def test_a_task_with_the_name_of_another_set_is_refused(world, name):
+    world.say(tasks=f'["{name}"]')
+    world.file.write_text(world.file.read_text().replace('name = "exam"', f'name = "{name}"'))
+    with pytest.raises(ValueError, match=f"task '{name}' has the name of another data set"):
+        plan.make(config.load(world.file), world.file)
+
+
 def test_the_plan_says_what_becomes_of_overlaps(world):
     made = world.plan("keep", "drop")
     notes = [n for n in forecast.forecast(made, world.store)["notes"] if n.startswith("Overlap")]
@@ -399,6 +407,7 @@ def test_nothing_is_run_while_a_data_set_cannot_be_read(world):
 def test_the_command_lists_what_it_finds(world):
     world.say(query="keep")
     listed = world.call("overlap", world.file)
+    assert isinstance(listed.exception, SystemExit), (listed.exception, listed.stderr)
     assert listed.exit_code == 1, listed.output
     assert listed.stdout.split("\n")[:6] == [
         "queries and exam (kept):",
@@ -464,6 +473,7 @@ def test_rows_planted_in_gsm8k_and_its_own_three_are_found(world):
         '[evaluate]\ntasks = ["gsm8k"]\nengine = "hf"\n[grid]\nfractions = [0.5]\nseeds = [0]\n'
     )
     listed = world.call("overlap", world.file, "--task-data", data, "--json")
+    assert isinstance(listed.exception, SystemExit), (listed.exception, listed.stderr)
     assert listed.exit_code == 1, listed.output
     (check,) = json.loads(listed.stdout)["checks"]
     assert {(f["id"], f["item"], f["rule"]) for f in check["findings"]} == {
