@@ -120,7 +120,7 @@ class Workspace:
 
     def pool(self, role: str = "pool") -> Pool:
         """A parent that is a pool or a query set."""
-        return Pool.load(self.parent(role))
+        return Pool.load(self.artefact(role).folder)
 
     def model(self, role: str = "model") -> PreTrainedModel:
         """A parent that is a model, for gradients and features."""
