@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,7 @@ NAME, STATISTICS = "validation", "statistics"
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="Studies with a ground truth: what is claimed, held against what is known.",
+    help="Studies with a ground truth: what is claimed, compared with what is known.",
 )
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Processes; one thread each. [default: all cores]")
@@ -34,13 +35,12 @@ def influence(
     results: ResultsOption = RESULTS / NAME,
     reports: ReportsOption = REPORTS / NAME,
 ) -> None:
-    """Retrain on random halves and without the top examples; how well did influence foretell it?
+    """Retrain on random halves and without the top examples; did influence predict the outcome?
 
     Stop it at any time: the same command continues.
     """
     from harness.experiment.store import Store
-    from harness.studies.influence.protocol import Protocol
-    from harness.studies.influence.study import Study
+    from harness.studies.influence.study import Protocol, Study
 
     if peer and find_spec("kronfluence") is None:
         raise typer.BadParameter(
@@ -51,7 +51,7 @@ def influence(
     console = Console(stderr=True)
     store = Store(default_store())
     Study(Protocol(), store, workers or available_cores(), console, peer).run(results)
-    _built_influence(results, reports)
+    _build("influence", results, reports)
 
 
 @app.command()
@@ -68,7 +68,7 @@ def statistics(
     from harness.studies.intervals.simulate import run
 
     run(Protocol(), results, workers or available_cores(), Console(stderr=True))
-    _built_statistics(results, reports)
+    _build("intervals", results, reports)
 
 
 @app.command()
@@ -76,29 +76,20 @@ def report(
     results: ResultsOption = RESULTS / NAME, reports: ReportsOption = REPORTS / NAME
 ) -> None:
     """Rebuild the reports of all studies in the results; needs no torch."""
-    studies = {results: _built_influence, results / STATISTICS: _built_statistics}
-    found = [folder for folder in studies if (folder / "facts.json").exists()]
-    if not found:
+    studies = {results: "influence", results / STATISTICS: "intervals"}
+    finished = [folder for folder in studies if (folder / "facts.json").exists()]
+    if not finished:
         raise typer.BadParameter(
             f"{results} holds no finished study; expected facts.json there or in {STATISTICS}/",
             param_hint="--results",
         )
-    for folder in found:
-        studies[folder](folder, reports)
+    for folder in finished:
+        _build(studies[folder], folder, reports)
 
 
-def _built_influence(results: Path, reports: Path) -> None:
-    from harness.studies.influence.report import STEM, build
-
-    build(results, reports)
-    Console().print(f"{reports / STEM}.md", highlight=False)
-
-
-def _built_statistics(results: Path, reports: Path) -> None:
-    from harness.studies.intervals.report import STEM, build
-
-    build(results, reports)
-    Console().print(f"{reports / STEM}.md", highlight=False)
+def _build(study: str, results: Path, reports: Path) -> None:
+    paths = import_module(f"harness.studies.{study}.report").build(results, reports)
+    Console().print(str(paths[0]), highlight=False)
 
 
 if __name__ == "__main__":

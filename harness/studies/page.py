@@ -1,4 +1,7 @@
-"""The report of a study: tables with fixed captions as Markdown and LaTeX, numbers, one figure."""
+"""The report of a study: tables with fixed captions as Markdown and LaTeX, numbers, one figure.
+
+`forest` draws estimates with intervals, which is what all panels of the figures are.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from harness.experiment.records import write_atomic
 from harness.reporting import tables
-from harness.reporting.figures.style import context, save
+from harness.reporting.figures.style import LIGHT, OKABE_ITO, context, save
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+SHAPES = "osD^vPX"
 
 
 @dataclass(frozen=True)
@@ -82,3 +89,29 @@ def _tex(table: Table) -> str:
         hrules=True,
     )
     return f"{{\\scriptsize\\setlength{{\\tabcolsep}}{{3pt}}\n{text}}}"
+
+
+def forest(
+    axis: Axes, rows: pd.DataFrame, title: str, quantity: str, band: tuple[float, float]
+) -> None:
+    """Draw `estimate` from `low` to `high`: a line per `label`, a colour per `group`."""
+    labels, groups = list(rows["label"].unique()), list(rows["group"].unique())
+    spread = 0.25 if rows["label"].duplicated().any() else 0.0
+    axis.axvspan(*band, color=LIGHT, linewidth=0)
+    for number, offset in enumerate(np.linspace(-spread, spread, len(groups))):
+        own = rows[rows["group"] == groups[number]]
+        axis.errorbar(
+            own["estimate"],
+            own["label"].map(labels.index) + offset,
+            xerr=[own["estimate"] - own["low"], own["high"] - own["estimate"]],
+            fmt=SHAPES[number % len(SHAPES)],
+            color=OKABE_ITO[number % len(OKABE_ITO)],
+            markersize=3.5,
+            label=groups[number],
+        )
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.4, -0.6)
+    axis.set_title(title, fontsize=8.5, loc="left")
+    axis.set_xlabel(quantity)
+    if len(groups) > 1:
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.05), ncols=len(groups))

@@ -119,13 +119,6 @@ class Aim:
     delta: float = 0.0
     seeds: int = 0
 
-    def __post_init__(self) -> None:
-        if (self.delta > 0.0) == (self.seeds > 0):
-            raise ValueError(
-                f"delta {self.delta!r}, seeds {self.seeds!r}; expected one of them: "
-                "the other follows from a formula"
-            )
-
     @property
     def population(self) -> Population:
         """Where its items come from."""
@@ -177,19 +170,6 @@ class Protocol:
     alpha: float = 0.05
     seed: int = 2510
     revision: int = 2
-
-    def __post_init__(self) -> None:
-        if unknown := set(self.structures) - set(STRUCTURES):
-            raise ValueError(
-                f"structures {sorted(unknown)!r}; expected some of {sorted(STRUCTURES)}"
-            )
-        for name in ("tables", "tables_fewest"):
-            if getattr(self, name) % self.batch:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; expected a multiple of {self.batch}"
-                )
-        if min(self.seeds) < 2:
-            raise ValueError(f"seeds is {self.seeds!r}; expected two or more everywhere")
 
     @property
     def points(self) -> tuple[Point, ...]:

@@ -1,7 +1,8 @@
 """Intervals and tests of M tables at once: the suite's own, common practice, and ones tried.
 
-`TWO_WAY`, `BOOTSTRAP` and `SIGN_FLIPS` are the suite's. Common practice:
+`TWO_WAY` and `SIGN_FLIPS` are the suite's. Common practice:
 
+- `BOOTSTRAP`: percentiles over resampled seeds crossed with resampled items.
 - `SEEDS`: a t interval over the means of the seeds; for a difference, the paired t test.
 - `POOLED`: Wilson's interval, as if all R n K answers were independent.
 - `ITEMS`: mean over seeds +- 1.96 standard errors over items, like lm-eval's `stderr`.
@@ -96,6 +97,11 @@ def _cluster_scores(tables: Floats, clusters: Sequence[int]) -> Floats:
     return scores
 
 
+def labels(clusters: Sequence[int]) -> dict[str, tuple[str, ...]] | None:
+    """Clusters as `harness.stats` takes them, None without any."""
+    return {"task": tuple(map(str, clusters))} if clusters else None
+
+
 class Bounds(NamedTuple):
     """Intervals [M]."""
 
@@ -159,10 +165,9 @@ def two_way_exact(
     low, high = around(table.mean, half_widths, lowest)
     rejected = np.abs(table.mean) > half_widths
     constant = (half_widths <= _ZERO**0.5) | (table.v_i + table.v_e <= _ZERO)
-    labels = {"task": tuple(map(str, clusters))} if clusters else None
     for at in np.flatnonzero(constant):
         single = {"task": tables[at].astype(np.float64)}
-        own = spread(single, differences=differences, clusters=labels)
+        own = spread(single, differences=differences, clusters=labels(clusters))
         (low[at], high[at]), rejected[at] = own.interval(alpha), own.p_value() < alpha
     return Bounds(low, high), rejected
 
@@ -215,8 +220,7 @@ def bootstrapped(
 ) -> list[Floats]:
     """Replicates [draws, M] of the mean of every arm; all tables share draws, arms are paired."""
     tables = np.concatenate(arms).astype(np.float64)
-    labels = {"task": tuple(map(str, clusters))} if clusters else None
-    replicates = replicate({"task": tables}, rng, draws, clusters=labels)
+    replicates = replicate({"task": tables}, rng, draws, clusters=labels(clusters))
     return np.split(replicates, len(arms), axis=1)
 
 

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,10 @@ from harness.studies.intervals.simulate import (
     PROTOCOL,
     read,
 )
-from harness.studies.page import Page, Table
+from harness.studies.page import Page, Table, forest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STEM = "statistics"
 INTERVALS = (MEAN, DIFFERENCE)
@@ -43,6 +46,8 @@ SIDES = {COVERAGE: ("narrow", "wide"), LEVEL: ("few", "many"), POWER: ("low", "h
 """Marks of what lies below and above."""
 ERRORS = 2.0
 """Monte Carlo standard errors beyond a limit from which on it counts as missed."""
+FLOOR = 0.002
+"""Shares are drawn from here on: the axis is logarithmic."""
 MET, NEAR = "met", "?"
 """`NEAR` ends a mark whose limit lies within the Monte Carlo error."""
 TITLES = {
@@ -57,8 +62,9 @@ TITLES = {
 POINT = ["structure", "seeds", "items", "seed_sd"]
 
 FIGURE_CAPTION = (
-    "Coverage of intervals, equal methods told apart, and power. One mark per point of the grid; "
-    "grey: within the limits. Bars: two Monte Carlo standard errors."
+    "How often intervals miss the truth, equal methods are told apart, and differences are "
+    "detected. Intervals and tests: mean over the points with so many seeds, from the lowest to "
+    "the highest; power: two Monte Carlo standard errors. Grey: within the limits."
 )
 SUMMARY_CAPTION = (
     "Points of the grid by the share of simulated tables in which an interval contains the truth "
@@ -97,13 +103,12 @@ NOTES = (
     "with a t quantile of its own; half-width for a mean: square root of t_i^2 V_i + t_r^2 "
     "max(V_r - V_e, 0); for a difference: of t_r^2 V_r + t_i^2 max(V_i - V_e, 0). Satterthwaite: "
     "the largest of V_r + V_i - V_e, V_r and V_i as one variance, the default before this study. "
-    "crossed bootstrap: percentile, B = {draws:,} here (10,000 in the suite); {batch} tables share "
-    "draws. seeds only: t over the means of seeds; paired for a difference. pooled Wilson: all "
-    "answers as if independent. items only: 1.96 standard errors over items, as in lm-eval. sign "
-    "flips: over seeds; p cannot fall below 2/2^R. unpaired two-way: variances of both intervals "
-    "added. clusters ignored: two-way as if items were independent. seeds only and sign flips for "
-    "a difference are about these items alone: missing a truth about new items is no fault of "
-    "theirs.",
+    "crossed bootstrap: percentile, B = {draws:,}; {batch} tables share draws. seeds only: t over "
+    "the means of seeds; paired for a difference. pooled Wilson: all answers as if independent. "
+    "items only: 1.96 standard errors over items, as in lm-eval. sign flips: over seeds; p cannot "
+    "fall below 2/2^R. unpaired two-way: variances of both intervals added. clusters ignored: "
+    "two-way as if items were independent. seeds only and sign flips for a difference are about "
+    "these items alone: missing a truth about new items is no fault of theirs.",
     "Tried: floor on df: Satterthwaite with at least R - 1 degrees of freedom. residual with "
     "items: the default for means. residual with seeds: the default for differences. generalised: "
     "Weerahandi's pivotal quantity (1993).",
@@ -193,8 +198,6 @@ def _rows(
 
 def build(results: Path, reports: Path) -> list[Path]:
     """Write the report of `results` into `reports`; the same results give the same bytes."""
-    from harness.studies.intervals.figure import draw
-
     findings = measure(results)
     return page(findings).write(reports, lambda: draw(findings))
 
@@ -305,3 +308,61 @@ def _powers(rows: pd.DataFrame) -> list[dict[str, Any]]:
             }
         )
     return lines
+
+
+def draw(findings: Findings) -> Figure:
+    """The figure; same findings, same picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.2, 9.4), layout="constrained")
+    axes = figure.subplots(2, 2, gridspec_kw={"height_ratios": [1, 2]})
+    misses = [_shares(findings, quantity, "") for quantity in INTERVALS]
+    for axis, rows, quantity in zip(axes[0], misses, INTERVALS, strict=True):
+        rows[["estimate", "low", "high"]] = 1.0 - rows[["estimate", "high", "low"]]
+        band = 1.0 - COVERAGE[1], 1.0 - COVERAGE[0]
+        forest(axis, rows, TITLES[quantity], "truth outside the interval", band)
+    suffixes = {EQUAL: "", FAMILY: ", Holm", MOVED: ", Holm, moved"}
+    tests = pd.concat([_shares(findings, quantity, name) for quantity, name in suffixes.items()])
+    family = f"Equal methods told apart (Holm: any of {findings.protocol.family})"
+    forest(axes[1][0], tests, family, "tables", LEVEL)
+    powers = findings.rows[findings.rows["quantity"].isin((NEEDED, DETECTABLE))]
+    powers = powers[powers["mark"] != ""]
+    slack = ERRORS * powers["error"]
+    rows = powers.assign(
+        label=[
+            f"{row.seeds} x {row.items:,}, SD {100 * row.seed_sd:g}, {100 * row.moved:g}% moved: "
+            f"{numbers.points(row.delta)}"
+            for row in powers.itertuples()
+        ],
+        group=powers["quantity"],
+        estimate=powers["share"],
+        low=powers["share"] - slack,
+        high=powers["share"] + slack,
+    )
+    forest(axes[1][1], rows, "Power, seeds x items: difference", "differences detected", POWER)
+    ticks = {
+        FLOOR: "≤0.2%",
+        0.01: "1%",
+        0.03: "3%",
+        0.07: "7%",
+        0.2: "20%",
+        0.5: "50%",
+        1.0: "100%",
+    }
+    for axis in (*axes[0], axes[1][0]):
+        axis.set_xscale("log")
+        axis.set_xticks(list(ticks), list(ticks.values()))
+        axis.minorticks_off()
+    return figure
+
+
+def _shares(findings: Findings, quantity: str, suffix: str) -> pd.DataFrame:
+    """Mean and extremes over the points of every method that was not only tried, by seeds."""
+    rows = findings.of(quantity)
+    rows = rows[~rows["method"].isin(TRIED)]
+    shares = rows.groupby(["method", "seeds"], sort=False)["share"]
+    extremes = shares.agg(estimate="mean", low="min", high="max").clip(FLOOR, 1.0 - FLOOR)
+    return extremes.reset_index().assign(
+        label=lambda table: table["method"] + suffix,
+        group=lambda table: table["seeds"].astype(str) + " seeds",
+    )

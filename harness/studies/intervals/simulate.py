@@ -35,16 +35,9 @@ from harness.studies.intervals.design import (
     move_items,
 )
 from harness.studies.intervals.methods import (
-    BOOTSTRAP,
-    GENERALISED,
-    IGNORED,
-    ITEMS,
-    POOLED,
-    SATTERTHWAITE,
     SEEDS,
     SIGN_FLIPS,
     TWO_WAY,
-    UNPAIRED,
     Bools,
     Bounds,
     Floats,
@@ -109,9 +102,8 @@ class Batch:
 
     def outcome(self, table: Tables) -> Outcome:
         """The first table, as `harness.stats` takes it."""
-        clusters = self.point.clusters
-        labels = {"task": tuple(map(str, clusters))} if clusters else None
-        return Outcome.of({"task": table[0].astype(np.float64)}, clusters=labels)
+        clusters = methods.labels(self.point.clusters)
+        return Outcome.of({"task": table[0].astype(np.float64)}, clusters=clusters)
 
 
 def simulate(
@@ -145,47 +137,50 @@ def count(batch: Batch) -> Iterator[Count]:
     yield from _family(batch, MOVED, batch.others, reference)
 
 
-def _means(batch: Batch, reference: Variances, replicates: Floats) -> Iterator[Count]:
-    alpha, point = batch.protocol.alpha, batch.point
-    default, _ = methods.two_way_exact(batch.reference, reference, alpha, 0.0, point.clusters)
-    answers = point.seeds * point.items * point.population.decodes
-    unclustered = variances(batch.reference) if point.clusters else reference
+def _intervals(
+    batch: Batch, tables: Tables, own: Variances, replicates: Floats, lowest: float
+) -> tuple[dict[str, Bounds], Bools]:
+    """Intervals that means and differences share, and which defaults are significant."""
+    protocol, clusters = batch.protocol, batch.point.clusters
+    alpha = protocol.alpha
+    default, significant = methods.two_way_exact(tables, own, alpha, lowest, clusters)
     bounds = {
         TWO_WAY: default,
-        BOOTSTRAP: methods.percentile(replicates, alpha),
-        SATTERTHWAITE: methods.satterthwaite(reference).bounds(alpha, 0.0),
-        SEEDS: methods.seeds_only(reference).bounds(alpha, 0.0),
-        POOLED: methods.pooled_wilson(reference.mean, answers, alpha),
-        ITEMS: methods.items_only(unclustered, alpha),
+        methods.BOOTSTRAP: methods.percentile(replicates, alpha),
+        methods.SATTERTHWAITE: methods.satterthwaite(own).bounds(alpha, lowest),
+        SEEDS: methods.seeds_only(own).bounds(alpha, lowest),
     }
-    if point.clusters:
-        bounds[IGNORED], _ = methods.two_way_exact(batch.reference, unclustered, alpha, 0.0)
-    bounds |= _tried(batch, reference, 0.0)
+    if clusters:
+        unclustered = variances(tables)
+        bounds[methods.IGNORED], _ = methods.two_way_exact(tables, unclustered, alpha, lowest)
+    half_widths = methods.tried(own, alpha)
+    drawn = methods.generalised(own, batch.rng, protocol.draws, alpha)
+    for name, widths in (half_widths | {methods.GENERALISED: drawn}).items():
+        bounds[name] = methods.around(own.mean, widths, lowest)
+    return bounds, significant
+
+
+def _means(batch: Batch, reference: Variances, replicates: Floats) -> Iterator[Count]:
+    alpha, point = batch.protocol.alpha, batch.point
+    bounds, _ = _intervals(batch, batch.reference, reference, replicates, 0.0)
+    answers = point.seeds * point.items * point.population.decodes
+    bounds[methods.POOLED] = methods.pooled_wilson(reference.mean, answers, alpha)
+    bounds[methods.ITEMS] = methods.items_only(variances(batch.reference), alpha)
     for name, intervals in bounds.items():
-        covered = intervals.cover(point.population.mean)
-        yield MEAN, name, covered, intervals.half_width
+        yield MEAN, name, intervals.cover(point.population.mean), intervals.half_width
     suite = estimate(batch.outcome(batch.reference), alpha)
-    _check(point, (default.low[0], default.high[0]), (suite.ci_low, suite.ci_high))
+    _check(point, [float(ends[0]) for ends in bounds[TWO_WAY]], [suite.ci_low, suite.ci_high])
 
 
 def _differences(
     batch: Batch, quantity: str, table: Tables, reference: Variances, replicates: Floats
 ) -> Iterator[Count]:
     """Paired with the reference; the true difference is 0, so a rejection is a miss."""
-    alpha, clusters = batch.protocol.alpha, batch.point.clusters
-    paired = table - batch.reference
-    gap = variances(paired, clusters)
-    default, significant = methods.two_way_exact(paired, gap, alpha, -1.0, clusters)
-    bounds: dict[str, Bounds] = {
-        TWO_WAY: default,
-        BOOTSTRAP: methods.percentile(replicates, alpha),
-        SATTERTHWAITE: methods.satterthwaite(gap).bounds(alpha, -1.0),
-        SEEDS: methods.seeds_only(gap).bounds(alpha, -1.0),
-        UNPAIRED: methods.unpaired(batch.variances(table), reference).bounds(alpha, -1.0),
-    }
-    if clusters:
-        bounds[IGNORED], _ = methods.two_way_exact(paired, variances(paired), alpha, -1.0)
-    bounds |= _tried(batch, gap, -1.0)
+    alpha, paired = batch.protocol.alpha, table - batch.reference
+    gap = batch.variances(paired)
+    bounds, significant = _intervals(batch, paired, gap, replicates, -1.0)
+    unpaired = methods.unpaired(batch.variances(table), reference)
+    bounds[methods.UNPAIRED] = unpaired.bounds(alpha, -1.0)
     flips = methods.sign_flips(gap.by_seed)
     rejected = {name: ~intervals.cover(0.0) for name, intervals in bounds.items()}
     rejected |= {TWO_WAY: significant, SIGN_FLIPS: flips < alpha}
@@ -193,18 +188,12 @@ def _differences(
         half_width = bounds[name].half_width if name in bounds else None
         yield quantity, name, hits if quantity == EQUAL else ~hits, half_width
     suite = difference(batch.outcome(table), batch.outcome(batch.reference), alpha)
+    ends = [float(ends[0]) for ends in bounds[TWO_WAY]]
     _check(
         batch.point,
-        (default.low[0], default.high[0], float(significant[0]), flips[0]),
-        (suite.ci_low, suite.ci_high, float(suite.p < alpha), suite.p_sign_flip),
+        [*ends, float(significant[0]), flips[0]],
+        [suite.ci_low, suite.ci_high, float(suite.p < alpha), suite.p_sign_flip],
     )
-
-
-def _tried(batch: Batch, table: Variances, lowest: float) -> dict[str, Bounds]:
-    protocol = batch.protocol
-    drawn = methods.generalised(table, batch.rng, protocol.draws, protocol.alpha)
-    half_widths = methods.tried(table, protocol.alpha) | {GENERALISED: drawn}
-    return {name: methods.around(table.mean, w, lowest) for name, w in half_widths.items()}
 
 
 def _family(
@@ -222,10 +211,10 @@ def _family(
         gap = variances(paired, clusters)
         rejected = {
             TWO_WAY: methods.two_way_exact(paired, gap, level, -1.0, clusters)[1],
-            SATTERTHWAITE: methods.satterthwaite(gap).p() < level,
+            methods.SATTERTHWAITE: methods.satterthwaite(gap).p() < level,
             SEEDS: methods.seeds_only(gap).p() < level,
             SIGN_FLIPS: methods.sign_flips(gap.by_seed) < level,
-            UNPAIRED: methods.unpaired(batch.variances(table), reference).p() < level,
+            methods.UNPAIRED: methods.unpaired(batch.variances(table), reference).p() < level,
         }
         for name, half_widths in methods.tried(gap, level).items():
             rejected[name] = np.abs(gap.mean) > half_widths
@@ -236,15 +225,14 @@ def _family(
     outcome = batch.outcome(batch.reference)
     family = [difference(batch.outcome(table), outcome, alpha) for table in tables]
     verdicts = {comparison.verdict for comparison in holm(family, alpha)}
-    _check(batch.point, (float(declared[TWO_WAY][0]),), (float(verdicts != {"tie"}),))
+    _check(batch.point, [float(declared[TWO_WAY][0])], [float(verdicts != {"tie"})])
 
 
 def _check(point: Point, values: Sequence[float], expected: Sequence[float]) -> None:
     """Refuse to count what `harness.stats` itself would not say of the first table of a batch."""
     if not np.allclose(values, expected, rtol=0.0, atol=AGREEMENT):
         raise RuntimeError(
-            f"{point}: {list(map(float, values))} where harness.stats has "
-            f"{list(map(float, expected))}; expected the same"
+            f"{point}: {values} where harness.stats has {expected}; expected the same"
         )
 
 

@@ -8,7 +8,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 from harness.data.pool import IGNORED, Pool
 from harness.influence import CurvatureOptions, fit
 from harness.influence.batches import draw_seed
-from harness.studies.influence.exact import _relabelled, exact_scores
+from harness.studies.influence.builders import exact_scores, resampled
 
 # transformers and its dependencies; these tests are about numbers.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -41,8 +41,8 @@ def gradients(model, pool, names):
             inner = [parameters[f"{name}.weight"]]
             if f"{name}.bias" in parameters:
                 inner.append(parameters[f"{name}.bias"])
-            found = torch.autograd.grad(loss, inner, retain_graph=True)
-            parts.append(torch.cat([f if f.ndim == 2 else f[:, None] for f in found], 1).flatten())
+            scores = torch.autograd.grad(loss, inner, retain_graph=True)
+            parts.append(torch.cat([f if f.ndim == 2 else f[:, None] for f in scores], 1).flatten())
         rows.append(torch.cat(parts))
     return torch.stack(rows).numpy()
 
@@ -50,7 +50,7 @@ def gradients(model, pool, names):
 def test_the_inverse_is_that_of_the_damped_fisher_matrix(model):
     pool, queries = random_pool(5, 1), random_pool(2, 2)
     options = CurvatureOptions(damping=0.3, seed=4)
-    found = exact_scores(model, pool, queries, options, draws=3)
+    scores = exact_scores(model, pool, queries, options, draws=3)
     curvature = fit(model, pool, options)
     names = list(curvature.shapes)
     damping = np.concatenate(
@@ -59,7 +59,7 @@ def test_the_inverse_is_that_of_the_damped_fisher_matrix(model):
             for name, (out, width) in curvature.shapes.items()
         ]
     )
-    drawn = [gradients(model, _relabelled(model, pool, draw_seed(4, k)), names) for k in range(3)]
+    drawn = [gradients(model, resampled(model, pool, draw_seed(4, k)), names) for k in range(3)]
     sampled = np.concatenate(drawn)
     size = len(damping)
     system = LinearOperator(
@@ -73,16 +73,16 @@ def test_the_inverse_is_that_of_the_damped_fisher_matrix(model):
         solved, failed = cg(system, query, rtol=1e-12, M=scale, maxiter=500)
         assert failed == 0
         # Training on d moves the weights along -g_d, and log-probability is minus the loss.
-        np.testing.assert_allclose(found[:, column], own @ solved, rtol=1e-6)
+        np.testing.assert_allclose(scores[:, column], own @ solved, rtol=1e-6)
 
 
 def test_labels_are_drawn_where_there_is_loss_and_depend_on_the_seed(model):
     pool = random_pool(4, 3)
-    first, second = _relabelled(model, pool, 0), _relabelled(model, pool, 1)
+    first, second = resampled(model, pool, 0), resampled(model, pool, 1)
     for before, one in zip(pool.labels, first.labels, strict=True):
         np.testing.assert_array_equal(before == IGNORED, one == IGNORED)
     assert any((a != b).any() for a, b in zip(first.labels, second.labels, strict=True))
-    assert first.fingerprint == _relabelled(model, pool, 0).fingerprint
+    assert first.fingerprint == resampled(model, pool, 0).fingerprint
 
 
 def test_damping_of_zero_is_refused(model):

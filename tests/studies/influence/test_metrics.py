@@ -4,19 +4,13 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu, spearmanr
 
-from harness.studies.influence import brittle, detect, metrics
-from harness.studies.influence.bootstrap import DRAWS, Interval, shares, weighted
-from harness.studies.influence.measure import MET, MISSED, OPEN, verdict
+from harness.studies.influence import metrics
+from harness.studies.influence.metrics import DRAWS, Interval, resample_weights, weighted_mean
+from harness.studies.influence.report import MET, MISSED, OPEN, verdict
 
 
 def over(values):
-    return weighted(values, shares(np.random.default_rng(0), DRAWS, len(values)))
-
-
-def test_predictions_sum_the_influence_of_the_members():
-    members = np.array([[True, False, True], [False, True, True]])
-    influence = np.array([[1.0, 10.0], [2.0, 20.0], [4.0, -40.0]])
-    assert metrics.predictions(members, influence).tolist() == [[5.0, -30.0], [6.0, -20.0]]
+    return weighted_mean(values, resample_weights(np.random.default_rng(0), DRAWS, len(values)))
 
 
 def test_spearman_agrees_with_scipy_also_with_ties():
@@ -72,21 +66,21 @@ def test_crossed_is_centred_paired_and_wider_than_over_queries_alone():
     outcome = effect + 0.3 * rng.normal(size=(40, 30))
     predicted = {"good": outcome + rng.normal(size=(40, 30)), "noise": rng.normal(size=(40, 30))}
     predicted["same"] = predicted["good"].copy()
-    found = metrics.crossed(predicted, outcome, "good", np.random.default_rng(0), draws=300)
-    score, lead = found["good"]
+    intervals = metrics.crossed(predicted, outcome, "good", np.random.default_rng(0), draws=300)
+    score, lead = intervals["good"]
     assert score.mean == metrics.spearman(predicted["good"], outcome).mean()
     assert (lead.mean, lead.low, lead.high) == (0, 0, 0)
-    assert found["same"][1] == Interval(0.0, 0.0, 0.0)
+    assert intervals["same"][1] == Interval(0.0, 0.0, 0.0)
     alone = over(metrics.spearman(predicted["good"], outcome))
     assert score.high - score.low > alone.high - alone.low
-    assert found["noise"][1].high < 0
+    assert intervals["noise"][1].high < 0
 
 
 def test_crossed_is_that_of_explicit_resamples():
     rng = np.random.default_rng(8)
     outcome = rng.integers(0, 6, (40, 5)).astype(float)  # with ties
     predicted = {"a": outcome + rng.integers(0, 4, (40, 5)), "b": rng.normal(size=(40, 5))}
-    found = metrics.crossed(predicted, outcome, "a", np.random.default_rng(0), draws=50)
+    intervals = metrics.crossed(predicted, outcome, "a", np.random.default_rng(0), draws=50)
     again = np.random.default_rng(0)
     weights = again.multinomial(5, np.full(5, 0.2), size=50) / 5
     drawn = {name: np.empty(50) for name in predicted}
@@ -96,46 +90,53 @@ def test_crossed_is_that_of_explicit_resamples():
             each = [spearmanr(values[chosen, q], outcome[chosen, q])[0] for q in range(5)]
             drawn[name][draw] = weights[draw] @ each
     for name, values in drawn.items():
-        for interval, sample in zip(found[name], (values, values - drawn["a"]), strict=True):
+        for interval, sample in zip(intervals[name], (values, values - drawn["a"]), strict=True):
             expected = np.quantile(sample, [0.025, 0.975])
             np.testing.assert_allclose([interval.low, interval.high], expected, atol=1e-12)
 
 
 def test_interval_over_queries_agrees_with_the_normal_one():
     values = np.random.default_rng(4).normal(1.0, 2.0, 400)
-    found = over(values)
+    intervals = over(values)
     half = 1.96 * values.std() / 20
-    assert found.mean == values.mean()
-    assert found.low == pytest.approx(values.mean() - half, abs=0.02)
-    assert found.high == pytest.approx(values.mean() + half, abs=0.02)
-    assert over(values) == found
+    assert intervals.mean == values.mean()
+    assert intervals.low == pytest.approx(values.mean() - half, abs=0.02)
+    assert intervals.high == pytest.approx(values.mean() + half, abs=0.02)
+    assert over(values) == intervals
     with pytest.raises(ValueError, match="two or more"):
         over(np.array([1.0]))
 
 
 def test_top_takes_the_highest_and_breaks_ties_by_order():
     scores = np.array([3.0, 1.0, 3.0, 3.0, 0.0])
-    assert brittle.top(scores, 0.4).tolist() == [True, False, True, False, False]
+    assert metrics.top(scores, 0.4).tolist() == [True, False, True, False, False]
     with pytest.raises(ValueError, match="some examples"):
-        brittle.top(scores, 0.01)
+        metrics.top(scores, 0.01)
 
 
 def test_drops_by_hand():
     # Two seeds, one query; two random sets with means -1 and -2 over sets, by seed.
     random = np.array([[[-0.5], [-1.5]], [[-1.5], [-2.5]]])
     without = np.array([[-4.0], [-3.0]])
-    assert brittle.drops(without, random).tolist() == [(3.0 + 1.0) / 2]
+    assert metrics.drops(without, random).tolist() == [(3.0 + 1.0) / 2]
     with pytest.raises(ValueError, match="shapes"):
-        brittle.drops(without[:1], random)
+        metrics.drops(without[:1], random)
+
+
+def area(wrong, right, draws=2):
+    """AUROC of one score for two groups."""
+    groups = np.arange(len(wrong) + len(right)) < len(wrong)
+    scores = {"one": np.concatenate([wrong, right])}
+    return metrics.auroc(scores, groups, ~groups, np.random.default_rng(0), draws)["one"].mean
 
 
 def test_auroc_by_hand_and_by_mann_whitney():
     # Of six pairs four are in order, one is tied: 4.5 / 6.
-    assert detect.auroc(np.array([1.0, 3.0]), np.array([2.0, 3.0, 4.0])) == 4.5 / 6
+    assert area(np.array([1.0, 3.0]), np.array([2.0, 3.0, 4.0])) == 4.5 / 6
     rng = np.random.default_rng(5)
     wrong, right = rng.integers(0, 9, 40).astype(float), rng.integers(2, 12, 70).astype(float)
     expected = mannwhitneyu(right, wrong).statistic / (40 * 70)
-    assert detect.auroc(wrong, right) == pytest.approx(expected, rel=1e-12)
+    assert area(wrong, right) == pytest.approx(expected, rel=1e-12)
 
 
 def test_auroc_interval_is_that_of_explicit_resamples():
@@ -144,16 +145,17 @@ def test_auroc_interval_is_that_of_explicit_resamples():
     scores = np.concatenate([wrong, rng.normal(size=3), right])
     groups = np.arange(88) < 25, np.arange(88) >= 28
     both = {"one": scores, "other": -scores}
-    all_found = detect.auroc_intervals(both, *groups, np.random.default_rng(0), draws=4000)
-    found, mirrored = all_found["one"], all_found["other"]
-    assert mirrored.mean == pytest.approx(1 - found.mean)
-    assert mirrored.low == pytest.approx(1 - found.high)
-    drawn = [detect.auroc(rng.choice(wrong, 25), rng.choice(right, 60)) for _ in range(4000)]
+    areas = metrics.auroc(both, *groups, np.random.default_rng(0), draws=4000)
+    one, mirrored = areas["one"], areas["other"]
+    assert mirrored.mean == pytest.approx(1 - one.mean)
+    assert mirrored.low == pytest.approx(1 - one.high)
+    resamples = rng.choice(right, (4000, 60)), rng.choice(wrong, (4000, 25))
+    drawn = mannwhitneyu(*resamples, axis=1, method="asymptotic").statistic / (25 * 60)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    assert found.mean == detect.auroc(wrong, right)
-    assert (found.low, found.high) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
+    assert one.mean == pytest.approx(mannwhitneyu(right, wrong).statistic / (25 * 60))
+    assert (one.low, one.high) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
     with pytest.raises(ValueError, match="expected both"):
-        detect.auroc(wrong, right[:0])
+        area(wrong, right[:0])
 
 
 @pytest.mark.parametrize(

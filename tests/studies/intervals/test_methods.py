@@ -11,7 +11,6 @@ from harness.stats import Outcome, difference, estimate, replicate, sign_flip
 from harness.studies.intervals import methods
 from harness.studies.intervals.design import (
     STRUCTURES,
-    Aim,
     Point,
     Protocol,
     draw_items,
@@ -207,18 +206,3 @@ def test_the_grid_is_that_of_the_specification():
     assert result == set(expected)
     assert min(protocol.table_count(place) for place in protocol.points) == 2000
     assert Protocol.from_dict(protocol.as_dict()) == protocol
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Protocol(structures=("even",)), r"\['even'\]; expected some of"),
-        (lambda: Protocol(tables=150), "tables is 150; expected a multiple of 100"),
-        (lambda: Protocol(seeds=(1, 3)), "expected two or more"),
-        (lambda: Aim(40, 0.02, 0.0), "expected one of them"),
-        (lambda: Aim(40, 0.02, 0.0, delta=0.1, seeds=3), "expected one of them"),
-    ],
-)
-def test_what_cannot_be_simulated_is_refused(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
