@@ -18,25 +18,28 @@ from harness.running.recipes import BuiltinItemsRecipe
 
 
 def write_texts(plan: Plan, store: Store, folder: Path) -> None:
-    """What a report may quote: examples of each arm's pool, and questions with their answers.
+    """Keep what a report may quote: examples of each arm's pool, and questions with answers.
 
     Files whose artefacts are in another store stay as they are.
     """
     if not records.read(folder):
         return
     arms = {results.arm: results for results in load(folder)}
-    asked: set[tuple[str, str]] = set()
+    quoted_items: set[tuple[str, str]] = set()
     for arm, stage in plan.pools.items():
         pool = store.get(stage)
         if pool is not None:
-            ours = plan.experiment.pool.testbed is not None
-            shown = None if ours else quotes.shown_examples(arms[arm])
+            builtin = plan.experiment.pool.testbed is not None
+            shown = None if builtin else quotes.shown_examples(arms[arm])
             columns = ["id", *quotes.EXAMPLE_COLUMNS]
             frame = pd.read_parquet(pool.folder / "pool.parquet", columns=columns)
             kept = quotes.kept_examples(frame, shown)
             records.write_atomic(folder / quotes.examples_file(arm), parquet_bytes(kept))
-        asked |= set(quotes.shown_questions(arms[arm]))
-    parts = [_questions(task, s, store, asked) for task, s in plan.cells[0].samples.items()]
+        quoted_items |= set(quotes.shown_questions(arms[arm]))
+    parts = [
+        _questions(task, stage, store, quoted_items)
+        for task, stage in plan.cells[0].samples.items()
+    ]
     if parts and all(frame is not None for frame in parts):
         whole = pd.concat(parts, ignore_index=True)
         records.write_atomic(folder / quotes.QUESTIONS, parquet_bytes(whole))
@@ -47,13 +50,13 @@ def _questions(
 ) -> pd.DataFrame | None:
     """What is kept of a task's items; None where they are not in the store."""
     items = samples.parents["items"]
-    made = store.get(items)
-    if made is None:
+    artefact = store.get(items)
+    if artefact is None:
         return None
-    rows = read_items(made.folder / ITEMS_FILE)
+    rows = read_items(artefact.folder / ITEMS_FILE)
     frame = pd.DataFrame(
         [
-            # Without the template of a chat, where the item says what was asked apart from it.
+            # The bare question, without a chat template, where the item has it.
             (task, row["id"], row.get("question", row["prompt"]), row["answer"])
             for row in rows
         ],

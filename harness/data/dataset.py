@@ -105,8 +105,10 @@ def read_rows(path: Path) -> tuple[list[Row | None], Report]:
     return rows, report
 
 
-def given(rows: Iterable[Mapping[str, Any]], config: DataConfig) -> tuple[list[Row | None], Report]:
-    """Rows that are in memory already, as `read` gives those of a file; numbered from 1."""
+def rows_in_memory(
+    rows: Iterable[Mapping[str, Any]], config: DataConfig
+) -> tuple[list[Row | None], Report]:
+    """Rows that are in memory, checked as `read` checks those of a file; numbered from 1."""
     copies: list[Row | None] = [dict(row) if isinstance(row, Mapping) else None for row in rows]
     report = Report("rows", rows=len(copies))
     for number, row in enumerate(copies, 1):

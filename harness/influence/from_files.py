@@ -76,7 +76,7 @@ def examples(
         records, report = dataset.read(config, path)
     else:
         config = DataConfig(dataset="rows.jsonl", **columns)
-        records, report = dataset.given(rows, config)
+        records, report = dataset.rows_in_memory(rows, config)
     return dataset.tokenise(records, config, tokenizer, max_tokens, report)
 
 
