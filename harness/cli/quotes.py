@@ -1,4 +1,4 @@
-"""Texts that a report may quote: examples of the pools, and questions with their answers."""
+"""After a run: copies the texts that its page quotes from the store into the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any outcomes table, analysed: which method is better, how sure is that, and what is missing.
+"""A report on anybody's table of outcomes: every method against a reference, what is missing.
 
 `read` takes a file of anybody's results, `analyse` compares every method with a reference on the
 seeds and items that both have. Nothing is imputed: what is missing or left out is counted by name.
