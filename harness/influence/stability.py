@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.data.jaccard import expected_jaccard
+
 Columns = Mapping[str, npt.NDArray[Any]]
 """infl(v, d) of the queries of each side: "C" and "I", [n, q]."""
 Table = Mapping[str, npt.NDArray[Any]]
@@ -87,7 +89,7 @@ def set_stability(
         float(overlaps.mean()),
         float(low),
         float(high),
-        expected_jaccard(len(ids), int(full.sum())),
+        expected_jaccard(len(ids), int(full.sum()), int(full.sum())),
         replicates,
         kept / replicates,
     )
@@ -131,7 +133,7 @@ def order_stability(
         "jaccard": overlaps.mean(axis=0, dtype=np.float64),
         "low": low,
         "high": high,
-        "random": np.array([expected_jaccard(n, k) for k in kept.tolist()]),
+        "random": np.array([expected_jaccard(n, k, k) for k in kept.tolist()]),
     }
     return Budgets(budgets, *np.quantile(resampled, tails, axis=0).astype(np.float64))
 
@@ -157,19 +159,6 @@ def replicated(
         q = values.shape[1]
         counts[name] = rng.multinomial(q, np.full(q, 1 / q), size=replicates).astype(np.float64)
     yield from _tables(ids, _prepared(columns), counts, aggregate)
-
-
-def expected_jaccard(n: int, size: int) -> float:
-    """Mean Jaccard overlap of a set of `size` out of `n` with a random one of that size."""
-    from scipy.stats import hypergeom
-
-    if size == 0:
-        return 1.0
-    # Beyond 16 standard deviations (each at most sqrt(n) / 4) nothing is left.
-    middle, reach = size * size / n, 4 * np.sqrt(n) + 16
-    low = max(0, 2 * size - n, int(middle - reach))
-    both = np.arange(low, min(size, int(middle + reach)) + 1)
-    return float((hypergeom.pmf(both, n, size, size) * both / (2 * size - both)).sum())
 
 
 def _prepared(columns: Columns) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:

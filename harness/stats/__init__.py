@@ -36,7 +36,6 @@ from harness.stats.paired import (
 from harness.stats.resampling import replicate
 from harness.stats.set_overlap import (
     jaccard,
-    overlap_of_random,
     placements,
     rank_correlation,
     stability,
@@ -47,6 +46,6 @@ __all__ = [
     "Grid", "LeftOut", "Outcome", "Sides", "Spread", "aligned", "benjamini_hochberg", "blocks",
     "common_seeds", "compare", "corrected", "detectable", "difference", "estimate",
     "holm", "improvement", "jaccard", "mcnemar", "mean_squares",
-    "overlap_of_random", "pivot", "placements", "rank_correlation", "replicate", "rival", "scores",
+    "pivot", "placements", "rank_correlation", "replicate", "rival", "scores",
     "seeds_needed", "sign_flip", "spread", "stability", "summarise", "wilson",
 ]  # fmt: skip

@@ -27,12 +27,6 @@ def stability(sets: Sequence[Chosen]) -> float:
     return float(np.mean([jaccard(a, b) for a, b in itertools.combinations(sets, 2)]))
 
 
-def overlap_of_random(n: int, first: int, second: int) -> float:
-    """Jaccard overlap of two random sets of these sizes: k/(a + b - k) at the mean k = ab/n."""
-    shared = first * second / n
-    return shared / (first + second - shared) if first + second else 1.0
-
-
 def rank_correlation(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
     """Spearman's rank correlation, such as of scores and lengths; nan where one is constant."""
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)

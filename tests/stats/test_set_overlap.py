@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.stats import jaccard, overlap_of_random, placements, rank_correlation, stability
+from harness.stats import jaccard, placements, rank_correlation, stability
 
 
 def chosen(*positions, n=10):
@@ -23,18 +23,6 @@ def test_overlap_by_hand():
         stability([chosen(1)])
     with pytest.raises(ValueError, match="expected the same"):
         jaccard(chosen(1), chosen(1, n=4))
-
-
-def test_overlap_of_random_sets_is_what_draws_give():
-    rng = np.random.default_rng(1)
-    draws = [
-        jaccard(chosen(*rng.choice(600, 300, False), n=600), chosen(*range(200), n=600))
-        for _ in range(200)
-    ]
-    assert overlap_of_random(600, 300, 200) == 0.25
-    assert np.mean(draws) == pytest.approx(0.25, abs=0.005)
-    # Two random halves share a third.
-    assert overlap_of_random(1000, 500, 500) == pytest.approx(1 / 3)
 
 
 def test_rank_correlation_by_hand():

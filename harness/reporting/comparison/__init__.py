@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from harness.data.jaccard import expected_jaccard
 from harness.reporting.numbers import percent
 from harness.reporting.results import BASE, FULL, OWN, Cell, Results, mean_cost, mean_parts
 from harness.stats import (
@@ -25,7 +26,6 @@ from harness.stats import (
     aligned,
     common_seeds,
     jaccard,
-    overlap_of_random,
     pivot,
     rank_correlation,
     stability,
@@ -375,7 +375,7 @@ def _overlap(a: Side, b: Side) -> Overlap | None:
     pairs = [(first[seed], second[seed]) for seed in first if seed in second]
     if not pairs or any(x.shape != y.shape for x, y in pairs):
         return None
-    random = [overlap_of_random(len(x), int(x.sum()), int(y.sum())) for x, y in pairs]
+    random = [expected_jaccard(len(x), int(x.sum()), int(y.sum())) for x, y in pairs]
     return Overlap(
         between=float(np.mean([jaccard(x, y) for x, y in pairs])),
         random=float(np.mean(random)),

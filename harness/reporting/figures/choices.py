@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from harness.data.jaccard import expected_jaccard
 from harness.reporting import numbers
 from harness.reporting.figures.rows import ROW_HEIGHT, ranked
 from harness.reporting.figures.style import GREY, heat, hundredths, row_label
 from harness.reporting.results import BASE, FULL, Results
-from harness.stats import jaccard, overlap_of_random, placements, stability
+from harness.stats import jaccard, placements, stability
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,7 +140,7 @@ def _depends_on_seed(sets: Sets) -> bool:
 def _overlap_title(fraction: float, sets: Mapping[str, Sets]) -> str:
     """What the numbers are, and what chance would give."""
     first = next(iter(next(iter(sets.values())).values()))
-    random = overlap_of_random(len(first), int(first.sum()), int(first.sum()))
+    random = expected_jaccard(len(first), int(first.sum()), int(first.sum()))
     title = f"Jaccard overlap, {numbers.percent(fraction)} kept; random sets: {random:.2f}"
     framed = any(map(_depends_on_seed, sets.values()))
     return title + ("\nframed: the same row under other seeds" if framed else "")

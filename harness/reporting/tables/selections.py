@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.data.jaccard import expected_jaccard
 from harness.reporting import numbers, sentences
 from harness.reporting.numbers import NONE
 from harness.reporting.results import OWN, Results
@@ -27,7 +28,7 @@ from harness.reporting.tables.sheet import (
     kept,
     titled,
 )
-from harness.stats import jaccard, overlap_of_random, rank_correlation, stability
+from harness.stats import jaccard, rank_correlation, stability
 from harness.stats.set_overlap import Chosen
 
 COLUMNS = [
@@ -106,10 +107,10 @@ def _overlaps(results: Results, stored: Stored, row: str, fraction: float) -> di
         "n_seeds": len(sets),
         "n_chosen": float(np.mean(sizes)),
         "jaccard_seeds": stability(list(sets.values())) if len(sets) > 1 else math.nan,
-        "jaccard_seeds_random": overlap_of_random(len(first), sizes[0], sizes[0]),
+        "jaccard_seeds_random": expected_jaccard(len(first), sizes[0], sizes[0]),
         "jaccard_reference": _mean([jaccard(a, b) for a, b in pairs]),
         "jaccard_reference_random": _mean(
-            [overlap_of_random(len(a), int(a.sum()), int(b.sum())) for a, b in pairs]
+            [expected_jaccard(len(a), int(a.sum()), int(b.sum())) for a, b in pairs]
         ),
     }
 
