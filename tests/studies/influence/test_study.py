@@ -47,7 +47,7 @@ def test_subsets_are_seeded_and_of_equal_size():
 
 
 def test_what_an_experiment_made_is_found_again():
-    from harness.experiment.settings import load
+    from harness.experiment.config import load
     from harness.running import plan
 
     file = ROOT / "experiments" / "quick.toml"
