@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import hypergeom
 from typer.testing import CliRunner
 
 from harness.cli.app import app
@@ -162,7 +163,10 @@ def test_chosen_sets_and_scores(comparison):
     own = [sets["random", s] for s in range(3)]
     pairs = [len(x & y) / len(x | y) for x, y in itertools.combinations(own, 2)]
     assert found.overlap.b_seeds == pytest.approx(np.mean(pairs))
-    assert found.overlap.random == pytest.approx(1 / 3)
+    # Two random halves of the 120: the mean over the sizes of their intersection.
+    shared = np.arange(61)
+    weights = hypergeom(120, 60, 60).pmf(shared)
+    assert found.overlap.random == pytest.approx((weights * shared / (120 - shared)).sum())
     assert compare(found.results, "base", "random").overlap is None
 
 
