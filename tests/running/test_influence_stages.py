@@ -20,6 +20,7 @@ from harness.running.workspace import build as build_stage
 from harness.running.workspace import load_model
 from harness.selection import toy
 from harness.selection.subset import read_scores
+from tests.pretend import write_toy_files
 
 TOML = """
 name = "flips"
@@ -65,19 +66,7 @@ RIGHT, WRONG = np.array([7, 8, 1], np.int32), np.array([9, 1], np.int32)
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
     folder = tmp_path_factory.mktemp("flips")
-    toy.models()[0].save_pretrained(folder / "base")
-    toy.tokenizer().save_pretrained(folder / "base")
-    data = {
-        name: [
-            {"prompt": prompt, "response": response}
-            for prompt, response in zip(pool.column("prompt"), pool.column("response"), strict=True)
-        ]
-        for name, pool in (("pool", toy.make_pool()), ("queries", toy.make_queries().pool))
-    }
-    data["items"] = [{"id": "i", "prompt": "1+1=?", "answer": "2"}]
-    for name, lines in data.items():
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (folder / f"{name}.jsonl").write_text(text)
+    write_toy_files(folder)
 
     def make(query=""):
         path = folder / "flips.toml"

@@ -1,11 +1,9 @@
 """Overlaps of an experiment's own files: found, and then refused, dropped or kept."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -14,7 +12,6 @@ from harness.cli import app
 from harness.cli.quotes import write_texts
 from harness.data import contamination
 from harness.data.pool import Pool
-from harness.data.queries import Answers
 from harness.experiment import config, records
 from harness.experiment.stage import with_ancestors
 from harness.experiment.store import Store
@@ -24,6 +21,7 @@ from harness.reporting.sentences import overlap_notes
 from harness.running import forecast, overlap, plan, schedule
 from harness.running import run as running
 from harness.running.workspace import build
+from tests import pretend as pretending
 
 TOML = """
 name = "own"
@@ -59,7 +57,6 @@ seeds = [0]
 name = "length"
 {end}
 """
-LOG = {"steps": 2, "tokens": 10, "losses": [1.0, 0.5], "final_loss": 0.5}
 DATA = {"tokenizer", "pool", "queryset", "items", "overlap"}
 MODEL = {"base", "checkpoint", "answers", "samples"}
 FOUND = [  # pool rows by set and rule, then the query; nothing else in the files overlaps
@@ -82,36 +79,8 @@ def pretend(job, report):
     """A worker's target: data sets are real, models are not."""
     store = Store(Path(job.store))
     for stage in job.stages:
-        if stage.kind in MODEL:
-            store.make(stage, make_believe(stage, store), lambda: job.provenance)
-        else:
-            build(stage, store, lambda: job.provenance)
+        pretending.build(stage, store, job)
     return {}
-
-
-def make_believe(stage, store):
-    def make(work):
-        if stage.kind == "base":
-            return {"parameters": 100}
-        if stage.kind == "checkpoint":
-            (work / "model.safetensors").write_bytes(stage.key.encode())
-            return {"train": LOG}
-        if stage.kind == "answers":
-            queries = Pool.load(store.folder(stage.parents["queryset"]))
-            tokens = np.array([1], np.int32)
-            right = np.zeros((len(queries), 1), bool)
-            Answers((("a",),) * len(queries), ((tokens,),) * len(queries), right).save(
-                work, queries.ids
-            )
-            return {}
-        seed = int(hashlib.sha256(stage.key.encode()).hexdigest()[:8], 16)
-        correct = np.random.default_rng(seed).random(20) < 0.5
-        rows = {"task": stage.recipe.task, "item": [f"i{n}" for n in range(20)], "decode": 0}
-        frame = pd.DataFrame({**rows, "correct": correct, "answer": "1", "response": "#### 1"})
-        frame.assign(tokens=3).to_parquet(work / "samples.parquet")
-        return {"accuracy": float(correct.mean()), "engine_seconds": 0.0}
-
-    return make
 
 
 class World:

@@ -1,13 +1,11 @@
 """The scheduler with make-believe training: records, failures, deaths, resuming, `--only`."""
 
-import hashlib
 import json
 import os
 import signal
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -21,33 +19,10 @@ from harness.running import plan, schedule
 from harness.running import run as running
 from harness.running.display import View
 from harness.running.workers import Workers
-from harness.running.workspace import build
 from harness.training.divergence import TrainingDiverged
+from tests import pretend as pretending
 
-TOML = """
-name = "pretend"
-[pool]
-dataset = "testbed:chain"
-size = 40
-[model]
-base = "testbed:tiny"
-[train]
-learning_rate = 1e-3
-budget = "steps"
-steps = 2
-[evaluate]
-tasks = ["chain_far", "chain_core"]
-items = 20
-engine = "hf"
-[grid]
-fractions = [0.5]
-seeds = [0, 1]
-[[selector]]
-name = "random"
-[[selector]]
-name = "length"
-"""
-LOG = {"steps": 2, "tokens": 10, "losses": [1.0, 0.5], "final_loss": 0.5}
+TOML = pretending.TOML + '[[selector]]\nname = "length"\n'
 
 
 def pretend(job, report):
@@ -66,28 +41,8 @@ def pretend(job, report):
             time.sleep(600)
         if os.environ.get("PRETEND_DIVERGE") == stage.label:
             raise TrainingDiverged(3, "loss is nan")
-        if stage.kind not in ("base", "checkpoint", "samples"):
-            build(stage, store, lambda: job.provenance)
-        else:
-            store.make(stage, make_believe(stage), lambda: job.provenance)
+        pretending.build(stage, store, job)
     return {}
-
-
-def make_believe(stage):
-    def write(work):
-        if stage.kind == "base":
-            return {"parameters": 100}
-        if stage.kind == "checkpoint":
-            (work / "model.safetensors").write_bytes(stage.key.encode())
-            return {"train": LOG}
-        seed = int(hashlib.sha256(stage.key.encode()).hexdigest()[:8], 16)
-        correct = np.random.default_rng(seed).random(20) < 0.5
-        rows = {"task": stage.recipe.task, "item": [f"i{n}" for n in range(20)], "decode": 0}
-        frame = pd.DataFrame({**rows, "correct": correct, "answer": "1", "response": "#### 1"})
-        frame.assign(tokens=3).to_parquet(work / "samples.parquet")
-        return {"accuracy": float(correct.mean()), "engine_seconds": 0.0}
-
-    return write
 
 
 @pytest.fixture

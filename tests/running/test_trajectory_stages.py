@@ -1,7 +1,5 @@
 """Rows along a warm-up run, from an experiment file to chosen ids, on a tiny random model."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -15,6 +13,7 @@ from harness.running.workspace import load_model
 from harness.selection import toy
 from harness.selection.subset import read_scores, read_subset
 from harness.training import trajectory
+from tests.pretend import write_toy_files
 
 TOML = """
 name = "along"
@@ -54,24 +53,10 @@ name = "self_influence"
 LESS = "less/minimum=8-epochs=2.0"
 
 
-def rows(pool):
-    columns = zip(pool.column("prompt"), pool.column("response"), strict=True)
-    return [{"prompt": prompt, "response": response} for prompt, response in columns]
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("along")
-    toy.models()[0].save_pretrained(folder / "base")
-    toy.tokenizer().save_pretrained(folder / "base")
-    data = {
-        "pool": rows(toy.make_pool()),
-        "queries": rows(toy.make_queries().pool),
-        "items": [{"id": "i", "prompt": "1+1=?", "answer": "2"}],
-    }
-    for name, lines in data.items():
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (folder / f"{name}.jsonl").write_text(text)
+    write_toy_files(folder)
     path = folder / "along.toml"
     path.write_text(TOML.format(base=folder / "base"))
     return plan.make(config.load(path), path)

@@ -20,28 +20,8 @@ from harness.running.display import View
 from harness.running.job import Job
 from harness.running.workspace import build
 from harness.studies import decode_noise as noise
+from tests.pretend import TOML
 
-TOML = """
-name = "pretend"
-[pool]
-dataset = "testbed:chain"
-size = 40
-[model]
-base = "testbed:tiny"
-[train]
-learning_rate = 1e-3
-budget = "steps"
-steps = 2
-[evaluate]
-tasks = ["chain_far", "chain_core"]
-items = 20
-engine = "hf"
-[grid]
-fractions = [0.5]
-seeds = [0, 1]
-[[selector]]
-name = "random"
-"""
 SAMPLED = TOML.replace('engine = "hf"', 'engine = "hf"\ndecodes = 2\ntemperature = 0.8')
 ENGINE = {
     "name": "hf",
