@@ -40,7 +40,7 @@ def forecast(plan: Plan, store: Store) -> dict[str, Any]:
     device = f"{available_cores()} cores{', GPU' if has_gpu() else ''}"
     notes = [
         f"{len(plan.cells)} cells, {stored} stored; {len(jobs)} jobs to run: {todo}",
-        f"Takes about {clock(left)} on {workers} workers ({device}); {source}",
+        *([f"Takes about {clock(left)} on {workers} workers ({device}); {source}"] if jobs else []),
         _size_note(plan, store, [stage for stages in jobs for stage in stages]),
         *_influence_notes(plan, store, measured),
         *overlap.outlook(plan.checks, store),
